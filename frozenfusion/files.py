@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,6 +90,32 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}): restore or remove the file") from error
+
+
+class NotRegularError(OSError):
+    """A path that is there but is a folder, a pipe or a device."""
+
+
+class TooLargeError(OSError):
+    """A file with more bytes than the caller reads."""
+
+
+def read_regular_file(path: str | os.PathLike[str], limit: int) -> bytes:
+    """Read a regular file of at most `limit` bytes; never waits on a pipe or a device.
+
+    Raises OSError: NotRegularError, TooLargeError, or what the operating system says.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise NotRegularError("not a regular file")
+        if status.st_size > limit:
+            raise TooLargeError(f"{status.st_size:,} bytes, more than {limit:,}")
+        with open(handle, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(handle)
 
 
 def _umask() -> int:
