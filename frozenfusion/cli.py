@@ -58,7 +58,7 @@ def _tyro(kind: type[Options], arguments: Sequence[str], default: Options | None
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(
+            return tyro.cli(  # type: ignore[return-value]
                 kind,
                 args=list(arguments),
                 default=default,
