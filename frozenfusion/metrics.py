@@ -82,7 +82,7 @@ def bootstrap(
     return found.reshape(resamples, len(predictions), classes, classes).swapaxes(0, 1)
 
 
-def over_seeds(values: Floats, *, seed: int) -> Floats:
+def over_seeds(values: Floats, *, seed: int | Sequence[int]) -> Floats:
     """Mean over the seeds of one head, in each resample over seeds that are drawn with replacement: (s, k) -> (k,).
 
     Together with `bootstrap` this lets an interval hold both kinds of luck: which pairs were tested, and which seed
