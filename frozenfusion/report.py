@@ -1,17 +1,22 @@
-"""Plots and tables of training and evaluation."""
+"""Plots of training and evaluation, as PNG files."""
 
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from frozenfusion.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+MOST_NUMBERED = 20  # classes; in a larger confusion matrix numbers would not be legible
 TRAIN_COLOUR, VAL_COLOUR = "#3b6fb6", "#d9772b"
 
 Metrics = Sequence[Mapping[str, Any]]
@@ -46,6 +51,31 @@ def plot_curves(metrics: Metrics, path: str | Path) -> None:
     _save(figure, path)
 
 
+def plot_confusion(confusion: NDArray[np.integer], label_names: Sequence[str], path: str | Path) -> None:
+    """Draw a confusion matrix (c, c), rows labels and columns predictions, as a PNG: counts, shaded by row."""
+    classes = len(label_names)
+    side = min(2.4 + 0.9 * classes, 14.0)
+    figure = _figure(side, side * 0.85)
+    axes = figure.add_subplot()
+    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    names = [_plain(name) for name in label_names]
+    axes.set_xticks(range(classes), names, rotation=30 if classes > 3 else 0)
+    axes.set_yticks(range(classes), names)
+    axes.set(xlabel="prediction", ylabel="label")
+    if classes <= MOST_NUMBERED:
+        for (row, column), number in np.ndenumerate(confusion):
+            colour = "white" if shares[row, column] > 0.6 else "black"
+            axes.text(column, row, f"{number:,}", ha="center", va="center", color=colour)
+    _save(figure, path)
+
+
+def _plain(name: str, longest: int = 24) -> str:
+    """A label name that is drawn as it is written: matplotlib would read $…$ as mathematics."""
+    shown = name if len(name) <= longest else f"{name[: longest - 1]}…"
+    return shown.replace("$", r"\$")
+
+
 def _series(metrics: Metrics, name: str) -> tuple[list[int], list[float]]:
     """Epochs and values of one figure, without the epochs that do not have it (no validation part)."""
     points = [(line["epoch"], line[name]) for line in metrics if line.get(name) is not None]
@@ -71,5 +101,7 @@ def _dress(axes: Any) -> None:
 
 def _save(figure: Figure, path: str | Path) -> None:
     content = io.BytesIO()
-    figure.savefig(content, format="png", metadata={"Software": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from")  # a label in a script the font lacks
+        figure.savefig(content, format="png", metadata={"Software": None})
     write_atomically(path, content.getvalue())
