@@ -1,0 +1,157 @@
+"""Reading a store: arrays over the mapped file, look-up by id, checks."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from frozenfusion.errors import UserError
+from frozenfusion.files import writing
+from frozenfusion.images import MISSING, OK, PENDING, REFUSED, UNREADABLE
+from frozenfusion.store_file import Array, open_regular
+from frozenfusion.store_hdf5 import Scalar, read_layout
+
+STATUS_NAMES = {PENDING: "pending", OK: "ok", MISSING: "missing", UNREADABLE: "unreadable", REFUSED: "refused"}
+MAX_ID_BYTES = 1024
+CHUNK_BYTES = 2**24
+
+Rows = npt.NDArray[np.int64]
+
+
+class FeatureStore:
+    """A store opened for reading: arrays over the mapped file, without an HDF5 handle or a lock.
+
+    `ids` (n,) S sorted UTF-8, `features` (n, *shape) float32 or float16, `status` (n,) uint8, `digest` (n, 16)
+    uint8, `stat` (n, 2) int64 (bytes, mtime in ns), `crc32` (n,) uint32: all read-only, and live while a writer
+    commits. `fingerprint` says what the features were computed with, `attributes` who made them. A store pickles,
+    forks and spawns. Raises UserError if the file is missing, damaged, or not a store of this format.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        with open_regular(path) as file:
+            layout = read_layout(file, path)
+            with writing(path):
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.spans, self.fingerprint, self.attributes = layout.spans, layout.fingerprint, layout.attributes
+        arrays = {name: span.view(self._map) for name, span in layout.spans.items()}
+        self.ids, self.features, self.status = arrays["ids"], arrays["features"], arrays["status"]
+        self.digest, self.stat, self.crc32 = arrays["digest"], arrays["stat"], arrays["crc32"]
+        self.n = len(self.ids)
+        self.shape: tuple[int, ...] = self.features.shape[1:]
+        self.dtype: np.dtype[Any] = self.features.dtype
+        self._ids_crc32 = layout.ids_crc32
+        sound = zlib.crc32(self.ids.data) == layout.ids_crc32 and (self.ids[:-1] < self.ids[1:]).all()
+        if not sound or self.status.max() >= len(STATUS_NAMES):
+            raise UserError(f"{path}: its ids or statuses are damaged: restore it, or make it anew with --rebuild")
+
+    def rows(self, ids: Sequence[str]) -> Rows:
+        """The row of each id, (k,) int64; -1 where the store has no such id."""
+        encoded = [name.encode("utf-8", "surrogatepass") for name in ids]
+        wanted = np.array(encoded, dtype=self.ids.dtype)  # cuts longer names, pads with NUL: `exact` tells them apart
+        if np.array_equal(wanted, self.ids):
+            rows = np.arange(self.n)
+        else:
+            rows = np.minimum(np.searchsorted(self.ids, wanted), self.n - 1)
+        width = self.ids.dtype.itemsize
+        exact = np.fromiter((len(code) <= width and code[-1:] != b"\0" for code in encoded), bool, len(encoded))
+        return np.where(exact & (self.ids[rows] == wanted), rows, -1).astype(np.int64)
+
+    def names(self, rows: npt.ArrayLike | None = None) -> list[str]:
+        """The ids of `rows`, by default of all, as str."""
+        ids = self.ids if rows is None else self.ids[np.asarray(rows, dtype=np.int64)]
+        return [code.decode(errors="replace") for code in ids.tolist()]
+
+    def gather(self, rows: npt.ArrayLike, out: Array | None = None) -> Array:
+        """Copy the features of `rows`, in any order, (k, *shape); into `out` if given. Does not look at status."""
+        rows = np.asarray(rows, dtype=np.int64)
+        if rows.size and (rows.min() < 0 or rows.max() >= self.n):
+            raise IndexError(f"{self.path}: rows go from 0 to {self.n - 1}, not {rows.min()} to {rows.max()}")
+        return np.take(self.features, rows, axis=0, out=out, mode="clip")  # "raise" would copy through a buffer
+
+    def counts(self) -> dict[str, int]:
+        """How many rows have each status, by its name."""
+        counted = np.bincount(self.status, minlength=len(STATUS_NAMES))
+        return {name: int(counted[status]) for status, name in STATUS_NAMES.items()}
+
+    @property
+    def finished(self) -> bool:
+        """Whether no row is pending."""
+        return bool((self.status != PENDING).all())
+
+    def require_fingerprint(self, expected: Mapping[str, Scalar]) -> None:
+        """Raise UserError, naming each part that differs, unless the features were computed as `expected` says."""
+        wanted = json.loads(json.dumps(dict(expected)))
+        changes = [
+            f"{_shown(part)} {_shown(self.fingerprint.get(part, 'not set'))} → {_shown(wanted.get(part, 'not set'))}"
+            for part in sorted(wanted.keys() | self.fingerprint.keys())
+            if part not in wanted or part not in self.fingerprint or wanted[part] != self.fingerprint[part]
+        ]
+        if changes:
+            raise UserError(
+                f"{self.path}: computed otherwise than now asked for ({'; '.join(changes)}):"
+                " choose another file, or make it anew with --rebuild"
+            )
+
+    def damaged_rows(self, on_rows: Callable[[int], object] = lambda count: None) -> Rows:
+        """The ok rows whose bytes no longer match their checksum, (k,) int64; memory does not grow with n.
+
+        `on_rows` is called with the number of rows checked since the last call.
+        """
+        damaged: list[int] = []
+        for rows in self.in_chunks(np.flatnonzero(self.status == OK)):
+            damaged += [int(row) for row in rows if zlib.crc32(self.features[row]) != self.crc32[row]]
+            on_rows(len(rows))
+        return np.array(damaged, dtype=np.int64)
+
+    def in_chunks(self, rows: Rows) -> Iterator[Rows]:
+        """Parts of `rows` whose features fit in a few megabytes, letting go of what was mapped for each."""
+        size = max(1, CHUNK_BYTES // self.spans["features"].row_bytes)
+        for start in range(0, len(rows), size):
+            yield rows[start : start + size]
+            if hasattr(mmap, "MADV_DONTNEED"):
+                self._map.madvise(mmap.MADV_DONTNEED)  # only this process's view: the pages stay in the cache
+
+    def __reduce__(self) -> tuple[Callable[..., FeatureStore], tuple[Path, int]]:
+        return _reopen, (self.path, self._ids_crc32)
+
+
+def encode_ids(ids: Sequence[str]) -> Array:
+    """Row names as sorted fixed-length UTF-8, (n,) S. Raises UserError for names that cannot be a store's."""
+    if not len(ids):
+        raise UserError("a feature store needs at least one id: check that the data has any pairs")
+    encoded = []
+    for name in ids:
+        try:
+            code = name.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"id {name!r} is not valid text: rename it") from error
+        if not 0 < len(code) <= MAX_ID_BYTES or b"\0" in code:
+            raise UserError(f"id {name[:40]!r} is empty, over {MAX_ID_BYTES} bytes or has a NUL in it: rename it")
+        encoded.append(code)
+    array = np.array(encoded, dtype=np.bytes_)
+    wrong = np.flatnonzero(array[:-1] >= array[1:])
+    if wrong.size:
+        first, second = ids[int(wrong[0])], ids[int(wrong[0]) + 1]
+        raise UserError(f"ids must be sorted and each occur once, but {first!r} comes before {second!r}: mend the ids")
+    return array
+
+
+def _shown(value: object) -> str:
+    """What a file says, fit for a line on a terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in str(value)[:80])
+
+
+def _reopen(path: Path, ids_crc32: int) -> FeatureStore:
+    store = FeatureStore(path)
+    if store._ids_crc32 != ids_crc32:  # row numbers kept beside the pickle would mean other rows
+        raise UserError(f"{path}: was extended or replaced while it was in use: run the same command again")
+    return store
