@@ -1,0 +1,147 @@
+"""The training loop: one epoch after another of one model on one dataset.
+
+Shapes: b pairs of a batch, n pairs of a part, c classes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from frozenfusion.dataset import Batch, PairDataset, Rows
+from frozenfusion.errors import UserError
+from frozenfusion.metrics import confusion_matrix, scores
+from frozenfusion.model import PairClassifier
+from frozenfusion.options import TrainOptions
+from frozenfusion.progress import Progress
+from frozenfusion.schedule import learning_rate
+from frozenfusion.text import batches_by_length, batches_in_order_of_length
+
+VALIDATION_BATCH_SIZE = 64
+SECONDS_BETWEEN_LOOKS = 2.0  # at the running loss: each look waits for the device
+
+
+class Trainer:
+    """Trains a model on the pairs `train` (n,) of a dataset and measures it on `val` (n,), which may be empty.
+
+    An epoch depends on the parameters, the optimiser's state, the seed and its number alone, so a training that goes
+    on from a checkpoint takes the same steps. `autocast` is the arithmetic of the forward pass, float32 if None.
+    """
+
+    def __init__(
+        self,
+        model: PairClassifier,
+        dataset: PairDataset,
+        train: Rows,
+        val: Rows,
+        options: TrainOptions,
+        *,
+        seed: int,
+        device: torch.device,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        self.model = model.to(device)
+        self._dataset, self._train, self._val = dataset, train, val
+        self._options, self._seed, self._device, self._autocast = options, seed, device, autocast
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.Adam(trained, lr=options.lr, weight_decay=options.weight_decay, fused=True)
+        self._class_weights = self._inverse_frequencies() if options.class_weights else None
+        self._outputs: Callable[..., Any] = torch.compile(model.outputs) if options.compile else model.outputs
+
+    def epoch(self, number: int, progress: Progress) -> dict[str, Any]:
+        """Train one epoch (1 is the first) and validate: a line of metrics.jsonl, None where nothing is measured.
+
+        Raises UserError if the loss is not finite.
+        """
+        began = time.perf_counter()
+        options = self._options
+        lr = learning_rate(options.schedule, epoch=number, epochs=options.epochs, highest=options.lr)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        torch.manual_seed(int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0]))
+        line = {"epoch": number, "lr": lr, **self._train_epoch(number, progress), **self._validate(number)}
+        return {**line, "seconds": time.perf_counter() - began}
+
+    def _train_epoch(self, number: int, progress: Progress) -> dict[str, Any]:
+        batches = batches_by_length(
+            self._dataset.lengths[self._train], self._options.batch_size, seed=self._seed, epoch=number
+        )
+        losses = torch.zeros(len(batches), device=self._device)
+        right = torch.zeros((), dtype=torch.int64, device=self._device)
+        looked, shown = time.monotonic(), {"epoch": f"{number}/{self._options.epochs}"}
+        self.model.train()
+        for step, rows in enumerate(batches):
+            batch = self._dataset.batch(self._train[rows])
+            loss, logits = self._forward(batch)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+            losses[step] = loss.detach()
+            right += (logits.argmax(dim=1) == batch.labels).sum()
+            if time.monotonic() - looked > SECONDS_BETWEEN_LOOKS:
+                self._require_finite(number, losses[: step + 1], batches)
+                looked, shown["loss"] = time.monotonic(), f"{float(losses[: step + 1].mean()):.3f}"
+            progress.update(len(rows), **shown)
+        self._require_finite(number, losses, batches)
+        sizes = torch.tensor([len(rows) for rows in batches], device=self._device)
+        count = len(self._train)
+        return {"train_loss": float((losses * sizes).sum()) / count, "train_accuracy": int(right) / count}
+
+    def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        with torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None):
+            output = self._outputs(batch.text, batch.image, batch.present)
+        return self.model.loss(output, batch.labels, self._class_weights), output.logits
+
+    @torch.inference_mode()
+    def _validate(self, number: int) -> dict[str, Any]:
+        if not len(self._val):
+            return dict.fromkeys(("val_loss", "val_accuracy", "val_macro_f1"))
+        self.model.eval()
+        total = 0.0
+        predictions, labels = [], []
+        for rows in batches_in_order_of_length(self._dataset.lengths[self._val], VALIDATION_BATCH_SIZE):
+            batch = self._dataset.batch(self._val[rows])
+            loss, logits = self._forward(batch)
+            total += float(loss) * len(rows)
+            predictions.append(logits.argmax(dim=1).cpu().numpy())
+            labels.append(batch.labels.cpu().numpy())
+        if not math.isfinite(total):
+            raise self._not_finite(f"epoch {number}: the validation loss is {total}")
+        classes = self.model.config.classes
+        found = scores(confusion_matrix(np.concatenate(labels), np.concatenate(predictions), classes))
+        return {
+            "val_loss": total / len(self._val),
+            "val_accuracy": float(found.accuracy),
+            "val_macro_f1": float(found.macro_f1),
+        }
+
+    def _require_finite(self, number: int, losses: Tensor, batches: list[Rows]) -> None:
+        bad = torch.nonzero(~losses.isfinite())
+        if not len(bad):
+            return
+        step = int(bad[0])
+        rows = self._train[batches[step]]
+        image = self._dataset.batch(rows).image.flatten(1).isfinite().all(dim=1)
+        if not image.all():
+            first = self._dataset.ids[int(rows[int(torch.nonzero(~image)[0])])]
+            raise UserError(
+                f"the cached image features of {first} are not finite: check the feature file with "
+                "extract_features.py --verify, or make it anew with --rebuild --dtype float32"
+            )
+        raise self._not_finite(f"epoch {number}, step {step + 1} of {len(batches)}: the loss is {float(losses[step])}")
+
+    def _not_finite(self, what: str) -> UserError:
+        kept = "the epochs before are kept" if self._autocast is None else "the epochs before are kept; or float32"
+        return UserError(f"{what}: train with a lower --lr than {self._options.lr:g} in another --run ({kept})")
+
+    def _inverse_frequencies(self) -> Tensor:
+        """Weight of each class, (c,), n / (c * its count): 1 on average over the training pairs."""
+        labels = self._dataset.labels[torch.from_numpy(self._train).to(self._device)]
+        counts = torch.bincount(labels, minlength=self.model.config.classes).clamp_min(1)
+        return len(labels) / (len(counts) * counts.float())

@@ -1,0 +1,36 @@
+"""The learning rate of every epoch, as a function of the epoch alone: nothing to save, nothing to restore."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+LOWEST = 1e-6  # the reference's eta_min
+RESTART_AFTER = 10  # epochs, the reference's T_0
+
+
+def learning_rate(schedule: str, *, epoch: int, epochs: int, highest: float) -> float:
+    """The learning rate in `epoch` (1 is the first) of so many epochs.
+
+    cosine-restarts is the reference's `CosineAnnealingWarmRestarts(T_0=10, T_mult=1, eta_min=1e-6)` stepped once an
+    epoch: the eleventh epoch is back at the highest rate. Source: Loshchilov & Hutter, 2017 (arXiv:1608.03983).
+    """
+    return _SCHEDULES[schedule](epoch - 1, epochs, highest)
+
+
+def depends_on_epochs(schedule: str) -> bool:
+    """Whether training longer would have changed the rates of the epochs before."""
+    return schedule in ("cosine", "linear")
+
+
+def _cosine(part: float, highest: float) -> float:
+    lowest = min(LOWEST, highest)
+    return lowest + (highest - lowest) * (1 + math.cos(math.pi * part)) / 2
+
+
+_SCHEDULES: dict[str, Callable[[int, int, float], float]] = {
+    "cosine-restarts": lambda done, epochs, highest: _cosine(done % RESTART_AFTER / RESTART_AFTER, highest),
+    "cosine": lambda done, epochs, highest: _cosine(done / epochs, highest),
+    "linear": lambda done, epochs, highest: highest * (1 - done / epochs),
+    "constant": lambda done, epochs, highest: highest,
+}

@@ -1,0 +1,184 @@
+"""Outputs of a frozen text encoder, kept in feature stores beside the image features.
+
+The pooled outputs (n, d) are float32; token outputs (n, l, d), which only some fusion heads read, are float16, since
+they are l times as large. A row is looked up by the pair's id and trusted if it was made from the same tokens.
+Shapes: n texts, b of a batch, l tokens of the longest text, d width of the encoder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from frozenfusion.dataset import FeatureRows, Rows
+from frozenfusion.images import OK
+from frozenfusion.progress import Progress, log
+from frozenfusion.store import FeatureStore, StoreWriter
+from frozenfusion.store_hdf5 import Scalar
+from frozenfusion.text import TextFeatures, TokenizedTexts, batches_in_order_of_length, encode, weights_digest
+
+FORMAT = 1
+BATCH_SIZE = 32
+DIGEST_BYTES = 16
+
+
+class CachedTexts:
+    """Texts as stored features, in the place of `TokenizedTexts`: `batch` gives what the encoder would."""
+
+    def __init__(self, pooled: FeatureRows, tokens: FeatureRows | None, lengths: Rows) -> None:
+        self._pooled, self._tokens = pooled, tokens
+        self.lengths = lengths  # (n,)
+
+    def batch(self, rows: Rows) -> TextFeatures:
+        """Features of some texts: pooled (b, d), and tokens (b, l, d) with their mask where they are cached."""
+        pooled = self._pooled[rows]
+        if self._tokens is None:
+            return TextFeatures(pooled)
+        lengths = torch.from_numpy(self.lengths[rows])
+        longest = int(lengths.max())
+        mask = torch.arange(longest) < lengths[:, None]
+        return TextFeatures(pooled, self._tokens[rows][:, :longest], mask.to(pooled.device))
+
+
+def cached_texts(
+    encoder: nn.Module,
+    texts: TokenizedTexts,
+    ids: Sequence[str],
+    cache: Path,
+    *,
+    tokens: bool,
+    device: torch.device,
+    autocast: torch.dtype | None = None,
+) -> CachedTexts:
+    """Features of `texts`, called `ids`, by a frozen encoder: read from beside `cache`, computed where they lack.
+
+    `tokens` asks for token features as well; `autocast` is the arithmetic of the encoder, float32 if None. What is
+    there is not computed again, and an interrupted computation goes on. Raises UserError where the disk refuses.
+    """
+    fingerprint: dict[str, Scalar] = {
+        "format": FORMAT,
+        "encoder": weights_digest(encoder),
+        "configuration": _configuration_digest(encoder),
+        "max_length": texts.max_length,
+        "precision": "float32" if autocast is None else str(autocast).removeprefix("torch."),
+    }
+    width = int(encoder.config.hidden_size)  # type: ignore[union-attr,arg-type]
+    wanted: dict[str, tuple[tuple[int, ...], str]] = {"pooled": ((width,), "float32")}
+    if tokens:
+        longest = -(-int(texts.lengths.max()) // 8) * 8
+        wanted["tokens"] = ((longest, width), "float16")
+    stores = []
+    for output, (shape, dtype) in wanted.items():
+        own = {**fingerprint, "output": output, "shape": "x".join(map(str, shape)), "dtype": dtype}
+        path = cache_path(cache, own)
+        store = _complete(path, ids, texts)
+        if store is None:
+            with _writer(path, ids, shape, dtype, own) as writer:
+                _fill(writer, encoder, texts, ids, output, device, autocast)
+            store = FeatureStore(path)
+        stores.append(FeatureRows(store, store.rows(ids), device))
+    if not tokens:
+        return CachedTexts(stores[0], None, np.ones(len(texts), np.int64))  # no padding: any batch is as good
+    return CachedTexts(stores[0], stores[1], texts.lengths)
+
+
+def cache_path(cache: Path, fingerprint: dict[str, Scalar]) -> Path:
+    """Where text features of a fingerprint lie: NAME.text-<12 hex>.h5 beside the image features NAME.h5."""
+    code = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:12]
+    return cache.with_name(f"{cache.stem}.text-{code}.h5")
+
+
+def _complete(path: Path, ids: Sequence[str], texts: TokenizedTexts) -> FeatureStore | None:
+    """The store, if it has an up-to-date row of every text. Then it is only read, and needs no lock."""
+    if not path.exists():
+        return None
+    store = FeatureStore(path)
+    rows = store.rows(ids)
+    return store if (rows >= 0).all() and _fresh(store, rows, _digests(texts)).all() else None
+
+
+def _writer(
+    path: Path, ids: Sequence[str], shape: tuple[int, ...], dtype: str, fingerprint: dict[str, Scalar]
+) -> StoreWriter:
+    if path.exists():
+        return StoreWriter.extend(path, ids, fingerprint)
+    size = len(ids) * int(np.prod(shape)) * np.dtype(dtype).itemsize / 2**20
+    log.info(
+        "caching the frozen text encoder's %s outputs of %s texts in %s (%s MB)",
+        fingerprint["output"],
+        f"{len(ids):,}",
+        path,
+        f"{size:,.0f}" if size >= 10 else f"{size:.1f}",
+    )
+    return StoreWriter.create(path, sorted(ids), shape, dtype, fingerprint)
+
+
+def _fill(
+    writer: StoreWriter,
+    encoder: nn.Module,
+    texts: TokenizedTexts,
+    ids: Sequence[str],
+    output: str,
+    device: torch.device,
+    autocast: torch.dtype | None,
+) -> None:
+    """Compute the rows that are pending or were made from other tokens.
+
+    Batches are cut from all texts alike, whatever is already there, so that an interrupted computation that goes on
+    ends in the same bits.
+    """
+    digests, rows = _digests(texts), writer.store.rows(ids)
+    fresh = _fresh(writer.store, rows, digests)
+    writer.reset(rows[~fresh])
+    encoder.to(device).eval()
+    with torch.inference_mode(), Progress(int((~fresh).sum()), "texts", "text encoder") as progress:
+        for batch in batches_in_order_of_length(texts.lengths, BATCH_SIZE):
+            todo = np.flatnonzero(~fresh[batch])
+            if not len(todo):
+                continue
+            given = {name: part.to(device) for name, part in texts.batch(batch).items()}
+            with torch.autocast(device.type, autocast, enabled=autocast is not None):
+                features = encode(encoder, given)
+            values = _as_rows(features, output, writer.store.shape)[todo]
+            places = batch[todo]
+            writer.write(rows[places], values.astype(writer.store.dtype), digests[places], np.zeros((len(todo), 2)))
+            progress.update(len(todo))
+
+
+def _as_rows(features: TextFeatures, output: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Features as float32 rows of a store: (b, d), or (b, l, d) with zeros at padding."""
+    if output == "pooled" or features.tokens is None or features.mask is None:
+        return features.pooled.float().cpu().numpy()
+    tokens = (features.tokens.float() * features.mask[..., None]).cpu().numpy()
+    filled = np.zeros((len(tokens), *shape), np.float32)
+    length = min(tokens.shape[1], shape[0])
+    filled[:, :length] = tokens[:, :length]
+    return filled
+
+
+def _fresh(store: FeatureStore, rows: Rows, digests: np.ndarray) -> np.ndarray:
+    return (store.status[rows] == OK) & (store.digest[rows] == digests).all(axis=1)
+
+
+def _digests(texts: TokenizedTexts) -> np.ndarray:
+    """BLAKE2b of what the encoder sees of each text, its token ids and types: (n, 16) uint8."""
+    spans = zip(texts.offsets[:-1].tolist(), texts.offsets[1:].tolist(), strict=True)
+    codes = [
+        hashlib.blake2b(texts.ids[a:b].tobytes() + texts.types[a:b].tobytes(), digest_size=DIGEST_BYTES).digest()
+        for a, b in spans
+    ]
+    return np.frombuffer(b"".join(codes), np.uint8).reshape(-1, DIGEST_BYTES)
+
+
+def _configuration_digest(encoder: nn.Module) -> str:
+    """SHA-256 of the encoder's configuration, without what does not change its outputs: names, versions."""
+    values = encoder.config.to_dict()  # type: ignore[union-attr,operator]
+    for name in ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype"):
+        values.pop(name, None)
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()

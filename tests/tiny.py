@@ -1,0 +1,109 @@
+"""A data set, a feature store and a text encoder small enough to train in tests; no image is ever opened."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import AlbertConfig, PreTrainedTokenizerFast
+
+from frozenfusion.images import MISSING
+from frozenfusion.options import TrainOptions
+from frozenfusion.store import StoreWriter
+
+LABELS = ("positive", "neutral", "negative")
+WORDS = (("good", "sun", "smile"), ("tree", "road", "noon"), ("bad", "rain", "frown"))
+WIDTH = 16
+MISSING_IMAGE, EMPTY_TEXT = "p003", "p005"
+
+
+def make_data(folder: Path, n: int = 48, seed: int = 0) -> Path:
+    """A manifest of n labelled pairs: texts whose words half tell the label, of 1 to 18 words; one text is empty."""
+    random = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "pairs.csv"
+    with path.open("w", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow(["id", "text", "image", "label"])
+        for number in range(n):
+            label = number % 3
+            kinds = np.where(random.random(random.integers(1, 19)) < 0.6, label, random.integers(0, 3))
+            text = " ".join(WORDS[kind][random.integers(0, 3)] for kind in kinds)
+            lines.writerow([f"p{number:03}", "" if f"p{number:03}" == EMPTY_TEXT else text, "x.jpg", LABELS[label]])
+    return path
+
+
+def make_store(
+    path: Path, n: int = 48, *, regions: int = 0, dtype: str = "float32", ids: Sequence[str] | None = None
+) -> Path:
+    """A feature store of n rows that half tell the label; one image is missing, and row i of `ids` is for label i."""
+    ids = [f"p{number:03}" for number in range(n)] if ids is None else ids
+    shape = (regions, WIDTH) if regions else (WIDTH,)
+    random = np.random.default_rng(1)
+    labels = np.arange(len(ids)) % 3
+    features = random.normal(size=(len(ids), *shape)).astype(dtype)
+    features[..., :3] += 2 * np.eye(3, dtype=dtype)[labels].reshape(len(ids), *[1] * (len(shape) - 1), 3)
+    present = np.array([place for place, id in enumerate(ids) if id != MISSING_IMAGE])
+    digests = np.array([list(hashlib.blake2b(id.encode(), digest_size=16).digest()) for id in ids], np.uint8)
+    with StoreWriter.create(path, ids, shape, dtype, {"backbone": "tiny", "format": 1}) as writer:
+        writer.write(present, features[present], digests[present], np.ones((len(present), 2)))
+        missing = np.setdiff1d(np.arange(len(ids)), present)
+        if len(missing):
+            writer.mark(missing, MISSING)
+    return path
+
+
+def make_text_encoder(folder: Path, *, layers: int = 1) -> Path:
+    """A folder with a word tokenizer and the configuration of a tiny ALBERT with dropout; it has no weights."""
+    vocabulary = ["<pad>", "<unk>", "[CLS]", "[SEP]", *(word for words in WORDS for word in words)]
+    tokenizer = Tokenizer(models.WordLevel({word: place for place, word in enumerate(vocabulary)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", cls_token="[CLS]", sep_token="[SEP]"
+    )
+    fast.save_pretrained(folder)
+    AlbertConfig(
+        vocab_size=len(vocabulary),
+        embedding_size=8,
+        hidden_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=128,
+        hidden_dropout_prob=0.1,
+        attention_probs_dropout_prob=0.1,
+    ).save_pretrained(folder)
+    return folder
+
+
+def make_options(folder: Path, **changes: Any) -> TrainOptions:
+    """Options of a training on new tiny data below `folder`, which takes about a second."""
+    data, cache, encoder = folder / "data" / "pairs.csv", folder / "features.h5", folder / "encoder"
+    if not data.exists():
+        make_data(data.parent)
+    if not cache.exists():
+        make_store(cache)
+    if not encoder.exists():
+        make_text_encoder(encoder)
+    given: dict[str, Any] = {
+        "data": data,
+        "cache": cache,
+        "run": folder / "run",
+        "text_encoder": str(encoder),
+        "text_weights": "random",
+        "epochs": 3,
+        "lr": 1e-3,
+        "val_fraction": 0.2,
+        "device": "cpu",
+        "precision": "float32",
+        **changes,
+    }
+    return TrainOptions(**given)
