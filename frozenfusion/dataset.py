@@ -29,7 +29,9 @@ Rows = npt.NDArray[np.int64]
 class Texts(Protocol):
     """The texts of a dataset, in its order: token numbers, or features of a frozen encoder."""
 
-    lengths: Rows  # (n,) tokens of each text
+    @property
+    def lengths(self) -> Rows:
+        """Tokens of each text, (n,)."""
 
     def batch(self, rows: Rows) -> Mapping[str, Tensor] | TextFeatures:
         """The texts of some rows, padded to the longest of them."""
@@ -104,7 +106,7 @@ def computed_rows(store: FeatureStore, ids: Sequence[str], data: str | Path) -> 
     absent = [id for id, row in zip(ids, rows.tolist(), strict=True) if row < 0]
     if absent:
         raise UserError(f"{store.path}: lacks {_told(absent, ids)}: {_remedy(store, data)}")
-    pending = [ids[place] for place in np.flatnonzero(store.status[rows] == PENDING)]
+    pending = [ids[place] for place in np.flatnonzero(store.status[rows] == PENDING).tolist()]
     if pending:
         raise UserError(f"{store.path}: has not computed {_told(pending, ids)} yet: {_remedy(store, data)}")
     return rows
@@ -150,5 +152,6 @@ def _remedy(store: FeatureStore, data: str | Path) -> str:
 
 def _moved(text: Mapping[str, Tensor] | TextFeatures, device: torch.device) -> Mapping[str, Tensor] | TextFeatures:
     if isinstance(text, TextFeatures):
-        return TextFeatures(*(None if part is None else part.to(device) for part in text))
+        moved = (None if part is None else part.to(device) for part in text[1:])
+        return TextFeatures(text.pooled.to(device), *moved)
     return {name: part.to(device) for name, part in text.items()}
