@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from frozenfusion import fusion_feature  # noqa: F401  (importing a room registers its heads)
+from frozenfusion import fusion_decision, fusion_feature, fusion_sequence  # noqa: F401  (each registers its heads)
 from frozenfusion.errors import UserError
 from frozenfusion.fusion_base import FUSION_HEADS, FusionHead, Inputs, Output, register
 

@@ -26,7 +26,12 @@ from frozenfusion.errors import UserError
 from frozenfusion.progress import log
 
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "sentencepiece.bpe.model", "spm.model", "vocab.txt", "vocab.json")
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 _DOWNLOAD_SIZES = {"albert-base-v2": "47 MB", "albert/albert-base-v2": "47 MB"}
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _BUCKET_BATCHES = 50  # rows are sorted by length within so many batches: little padding, still random
@@ -206,7 +211,9 @@ def load_text_config(folder: Path) -> Any:
     except Exception as error:
         raise UserError(f"{folder}: cannot read config.json ({_first_line(error)}): restore the file") from error
     if getattr(config, "is_encoder_decoder", False):
-        raise UserError(f"{folder}: {config.model_type} is an encoder-decoder: choose an encoder such as albert-base-v2")
+        raise UserError(
+            f"{folder}: {config.model_type} is an encoder-decoder: choose an encoder such as albert-base-v2"
+        )
     return config
 
 
@@ -232,7 +239,7 @@ def _pretrained(folder: Path, config: Any) -> PreTrainedModel:
     lost = [name for name in missing if "pooler" not in name]
     if lost:
         raise UserError(
-            f"{folder}: the weights do not fit config.json: {len(lost)} parameters are missing, the first is {lost[0]}: "
+            f"{folder}: the weights do not fit config.json ({len(lost)} parameters are missing, the first is {lost[0]}): "
             "use the two files of one model"
         )
     if missing:
@@ -254,7 +261,9 @@ def check_max_length(encoder: nn.Module, max_length: int) -> None:
     """Raise UserError where texts could get longer than the encoder can read."""
     limit = longest_text(encoder)
     if limit is not None and max_length > limit:
-        raise UserError(f"--max-length {max_length}: the text encoder reads at most {limit} tokens: choose {limit} or less")
+        raise UserError(
+            f"--max-length {max_length}: the text encoder reads at most {limit} tokens: choose {limit} or less"
+        )
 
 
 def weights_digest(module: nn.Module) -> str:
@@ -351,5 +360,3 @@ def quiet() -> Iterator[None]:
         chatter.set_verbosity(verbosity)
         if bars:
             chatter.enable_progress_bar()
-
-

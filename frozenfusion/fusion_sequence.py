@@ -1,0 +1,194 @@
+"""Heads that read the modalities as sequences: a Transformer over both, and attention of each over the other.
+
+Inside they are `inner` wide, by default narrower than the features: a few thousand pairs do not fill more, and they
+train in seconds on a CPU. All blocks are pre-norm, which trains without a warm-up.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from frozenfusion.errors import UserError
+from frozenfusion.fusion_base import FusionHead, Inputs, Output, given, register
+
+
+class MultiHeadAttention(nn.Module):
+    """Scaled dot-product attention, `softmax(Q K' / sqrt(inner / heads)) V` in each of several heads.
+
+    Source: Vaswani et al., 2017 (arXiv:1706.03762).
+    """
+
+    def __init__(self, inner: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        if inner % heads:
+            raise UserError(f"fusion option inner={inner} is not a multiple of heads={heads}: change one of them")
+        self.heads, self.dropout = heads, dropout
+        self.query = nn.Linear(inner, inner)
+        self.key_value = nn.Linear(inner, 2 * inner)
+        self.out = nn.Linear(inner, inner)
+
+    def forward(self, queries: Tensor, context: Tensor, mask: Tensor) -> Tensor:
+        """(b, q, inner) of queries (b, q, inner) over context (b, k, inner), where mask (b, k) is True."""
+        query, key, value = self._split(queries, context)
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(query, key, value, mask[:, None, None], dropout_p=dropout)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+    def weights(self, queries: Tensor, context: Tensor, mask: Tensor) -> Tensor:
+        """(b, q, k): what each query takes from each key, mean of the heads, in float32."""
+        query, key, _ = self._split(queries, context)
+        scores = (query @ key.transpose(-1, -2)).float() / query.shape[-1] ** 0.5
+        return scores.masked_fill(~mask[:, None, None], -torch.inf).softmax(dim=-1).mean(dim=1)
+
+    def _split(self, queries: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        key, value = self.key_value(context).chunk(2, dim=-1)
+        query, key, value = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.query(queries), key, value)
+        )
+        return query, key, value  # (b, heads, length, inner / heads)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward layer: `x + attend(x, y)`, then `x + W2 gelu(W1 x)`, 4 * inner wide."""
+
+    def __init__(self, inner: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.attention = MultiHeadAttention(inner, heads, dropout)
+        self.norm = nn.LayerNorm(inner)
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(inner),
+            nn.Linear(inner, 4 * inner),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(4 * inner, inner),
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, context: Tensor | None, mask: Tensor) -> Tensor:
+        """x (b, q, inner) over a normalised context (b, k, inner), or over itself; mask (b, k)."""
+        queries = self.norm(x)
+        x = x + self.dropout(self.attention(queries, queries if context is None else context, mask))
+        return x + self.dropout(self.feed_forward(x))
+
+
+class SequenceHead(FusionHead):
+    """Text tokens and image regions projected to one inner width, a stand-in token for a missing modality."""
+
+    needs_tokens = True
+    takes_regions = True
+
+    def __init__(self, *, width: int, text_width: int, inner: int) -> None:
+        super().__init__()
+        self.project_text = nn.Linear(text_width, inner)
+        self.project_image = nn.Linear(width, inner)
+        self.text_stand_in = nn.Parameter(torch.empty(inner).normal_(std=0.02))
+        self.image_stand_in = nn.Parameter(torch.empty(inner).normal_(std=0.02))
+
+    def sequences(self, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Text (b, l, inner) with its mask (b, l), image (b, r, inner) with its mask (b, r).
+
+        A missing modality is its stand-in in the first place and masked elsewhere.
+        """
+        tokens, regions = given(inputs.text_tokens), given(inputs.image_regions)
+        image_mask = torch.ones(regions.shape[:2], dtype=torch.bool, device=regions.device)
+        text, text_mask = _fill(
+            self.project_text(tokens), given(inputs.text_mask), inputs.text_present, self.text_stand_in
+        )
+        image, image_mask = _fill(self.project_image(regions), image_mask, inputs.image_present, self.image_stand_in)
+        return text, text_mask, image, image_mask
+
+
+def _fill(x: Tensor, mask: Tensor, present: Tensor, stand_in: Tensor) -> tuple[Tensor, Tensor]:
+    first = torch.arange(x.shape[1], device=x.device) == 0
+    x = torch.where(present[:, None, None], x, stand_in.to(x.dtype))
+    return x, torch.where(present[:, None], mask, first)
+
+
+@register("transformer")
+class Transformer(SequenceHead):
+    """A Transformer encoder over `[CLS], text tokens, image tokens`; its `[CLS]` -> norm -> linear.
+
+    Text tokens (b, l, text_width) and image tokens (b, r, d) are projected to `inner` and get their modality's
+    embedding; padding is masked. r is 1 on pooled image features, 49 on the regions of B7. The text encoder has put
+    position into its tokens already, and regions are a set.
+    parts: attention (b, r), what [CLS] takes from each region in the last layer, mean of the heads.
+
+    Source: the Transformer encoder as fusion step, Meng & Ou, 2023, ch. 10; modality embeddings as in VisualBERT,
+    Li et al., 2019 (arXiv:1908.03557); pre-norm, Xiong et al., 2020 (arXiv:2002.04745).
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        text_width: int,
+        classes: int,
+        inner: int = 256,
+        layers: int = 2,
+        heads: int = 8,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__(width=width, text_width=text_width, inner=inner)
+        self.cls = nn.Parameter(torch.empty(inner).normal_(std=0.02))
+        self.modality = nn.Parameter(torch.empty(2, inner).normal_(std=0.02))
+        self.blocks = nn.ModuleList(Block(inner, heads, dropout) for _ in range(layers))
+        self.norm = nn.LayerNorm(inner)
+        self.classifier = nn.Linear(inner, classes)
+
+    def forward(self, inputs: Inputs, *, attention: bool = False) -> Output:
+        text, text_mask, image, image_mask = self.sequences(inputs)
+        cls = self.cls.to(text.dtype).expand(len(text), 1, -1)
+        x = torch.cat([cls, text + self.modality[0], image + self.modality[1]], dim=1)
+        mask = torch.cat([torch.ones_like(text_mask[:, :1]), text_mask, image_mask], dim=1)
+        parts = {}
+        for block in self.blocks:
+            if attention and block is self.blocks[-1]:
+                normed = block.norm(x)
+                parts["attention"] = block.attention.weights(normed[:, :1], normed, mask)[:, 0, -image.shape[1] :]
+            x = block(x, None, mask)
+        return Output(self.classifier(self.norm(x[:, 0])).float(), parts)
+
+
+@register("cross-attention")
+class CrossAttention(SequenceHead):
+    """Text tokens attend over image regions, and regions over text tokens; the two readings are concatenated.
+
+    `T' = block(T over V)`, `V' = block(V over T)`, `[T'_1; mean of V'] -> norm -> linear`, (b, 2 inner) -> (b, c),
+    where T'_1 is the text's first token. It needs region features: over one pooled vector the softmax is constant.
+    parts: attention (b, r), what the text's first token takes from each region in the last layer, mean of the heads.
+
+    Source: co-attention as in ViLBERT, Lu et al., 2019 (arXiv:1908.02265).
+    """
+
+    needs_regions = True
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        text_width: int,
+        classes: int,
+        inner: int = 256,
+        layers: int = 1,
+        heads: int = 8,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__(width=width, text_width=text_width, inner=inner)
+        self.text_blocks = nn.ModuleList(Block(inner, heads, dropout) for _ in range(layers))
+        self.image_blocks = nn.ModuleList(Block(inner, heads, dropout) for _ in range(layers))
+        self.norm = nn.LayerNorm(2 * inner)
+        self.classifier = nn.Linear(2 * inner, classes)
+
+    def forward(self, inputs: Inputs, *, attention: bool = False) -> Output:
+        text, text_mask, image, image_mask = self.sequences(inputs)
+        parts = {}
+        for over_image, over_text in zip(self.text_blocks, self.image_blocks, strict=True):
+            # a block's norm serves its own queries and what the other block attends over
+            seen_text, seen_image = over_image.norm(text), over_text.norm(image)
+            if attention and over_image is self.text_blocks[-1]:
+                parts["attention"] = over_image.attention.weights(seen_text[:, :1], seen_image, image_mask)[:, 0]
+            text, image = over_image(text, seen_image, image_mask), over_text(image, seen_text, text_mask)
+        regions = (image * image_mask[..., None]).sum(dim=1) / image_mask.sum(dim=1, keepdim=True)
+        return Output(self.classifier(self.norm(torch.cat([text[:, 0], regions], dim=-1))).float(), parts)
