@@ -54,7 +54,7 @@ def line_chart(lines: Sequence[Line], *, label: str, y: tuple[float, float] | No
     points = [point for line in lines for point in line.points]
     if not points:
         return Markup()
-    frame = _Frame(_extent(x for x, _ in points), y or _extent(y for _, y in points))
+    frame = _Frame(extent(x for x, _ in points), _rounded(*(y or extent(y for _, y in points))))
     drawn = [_axes(frame, _whole_ticks(*frame.x), ticks(*frame.y))]
     for line in lines:
         places = [frame.at(*point) for point in line.points]
@@ -104,19 +104,32 @@ def ticks(low: float, high: float, about: int = 4) -> list[float]:
     """Round numbers (1, 2 or 5 times a power of ten apart) from `low` to `high`."""
     if not high > low:
         return [low]
-    raw = (high - low) / about
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * 0.999)
+    step = _step(low, high, about)
     first = math.ceil(low / step - 1e-9)
     return [place * step for place in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
+def _step(low: float, high: float, about: int) -> float:
+    raw = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(raw))
+    return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * 0.999)
+
+
+def _rounded(low: float, high: float, about: int = 4) -> tuple[float, float]:
+    """The range from the tick below `low` to the one above `high`."""
+    step = _step(low, high, about)
+    return math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
+
+
 def _whole_ticks(low: float, high: float) -> list[float]:
-    return sorted({float(round(value)) for value in ticks(low, high, about=5)})
+    """The first number, and round whole ones that are not too near it."""
+    found = {float(round(value)) for value in ticks(low, high, about=5) if value - low > (high - low) / 12}
+    return sorted({low, *found})
 
 
-def _extent(values: Iterable[float]) -> tuple[float, float]:
-    known = list(values)
+def extent(values: Iterable[float]) -> tuple[float, float]:
+    """The lowest and the highest value, apart also where all are the same; 0 and 1 where there is none."""
+    known = list(values) or [0.0, 1.0]
     low, high = min(known), max(known)
     return (low, high) if high > low else (low - 0.5 * abs(low or 1), high + 0.5 * abs(high or 1))
 

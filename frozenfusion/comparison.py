@@ -62,6 +62,7 @@ class Row:
     name: str
     runs: tuple[RunResult, ...]
     probabilities: tuple[Floats, ...]  # one (n, c) a seed
+    accuracies: tuple[float, ...]  # one a seed
     figures: Mapping[str, Figure]
     resampled: Mapping[str, Floats]  # one (k,) a figure
     confusion: Ints  # (c, c), summed over seeds
@@ -130,6 +131,12 @@ class Comparison:
     def row(self, name: str) -> Row:
         """The row called `name`."""
         return next(row for row in self.rows if row.name == name)
+
+    @property
+    def focus(self) -> Row:
+        """The head that stands for all where one has to: the chosen one, else the reference, else the first."""
+        name = self.chosen or self.reference
+        return self.row(name) if name else self.heads[0]
 
     @property
     def heads(self) -> list[Row]:
@@ -214,6 +221,7 @@ def _row(
         name=name,
         runs=runs,
         probabilities=probabilities,
+        accuracies=tuple(measured.accuracy.tolist()),
         figures={figure: _figure(getattr(measured, figure), together[figure]) for figure in FIGURES},
         resampled=together,
         confusion=confusion.sum(0),

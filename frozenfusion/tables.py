@@ -119,28 +119,31 @@ def conclusions(comparison: Comparison, part: str) -> list[str]:
 def _findings(comparison: Comparison) -> list[str]:
     said = []
     if comparison.tests:
-        better = [test.head for test in comparison.tests if _differs(test) and test.accuracy.mean > 0]
-        worse = [test.head for test in comparison.tests if _differs(test) and test.accuracy.mean < 0]
-        rest = len(comparison.tests) - len(better) - len(worse)
+        better = [test.head for test in comparison.tests if differs(test) and test.accuracy.mean > 0]
+        worse = [test.head for test in comparison.tests if differs(test) and test.accuracy.mean < 0]
+        rest = [test.head for test in comparison.tests if not differs(test)]
         told = [
-            *([f"better: {', '.join(better)}"] if better else []),
-            *([f"worse: {', '.join(worse)}"] if worse else []),
-            *([f"not to be told apart: {rest}"] if rest else []),
+            *([f"{', '.join(better)} {_are(better)} better"] if better else []),
+            *([f"{', '.join(worse)} {_are(worse)} worse"] if worse else []),
+            *([f"{', '.join(rest) if len(rest) < 5 else f'the other {len(rest)}'} cannot be told apart from it"] if rest else []),
         ]
-        said.append(
-            f"Against {comparison.reference}, both paired tests at p < 0.05 after correction: {'; '.join(told)}."
-        )
+        said.append(f"Against {comparison.reference} (both paired tests below 0.05): {'; '.join(told)}.")
     if comparison.fusion_tests:
         gains = ", ".join(
             f"{points(test.accuracy.mean)} points over {test.other} alone "
-            f"({'a real difference' if _differs(test) else 'within chance'})"
+            f"({'a real difference' if differs(test) else 'within chance'})"
             for test in comparison.fusion_tests
         )
         said.append(f"Fusion by {comparison.chosen}: {gains}.")
     return said
 
 
-def _differs(test: PairedTest) -> bool:
+def _are(names: Sequence[str]) -> str:
+    return "is" if len(names) == 1 else "are"
+
+
+def differs(test: PairedTest) -> bool:
+    """Whether both tests find a difference at the usual 5 %."""
     return test.p_mcnemar < 0.05 and test.p_bootstrap < 0.05
 
 
