@@ -58,7 +58,7 @@ def digest(name: str) -> bytes:
     return name.encode().ljust(16)
 
 
-def fill(writer: StoreWriter, batch: int = 7, commit_each: bool = False) -> None:
+def fill(writer: StoreWriter, batch: int = 7) -> None:
     """Settle every pending row, in shuffled batches so that rows are not neighbours on the disk."""
     pending = np.random.default_rng(len(writer.store.ids)).permutation(np.flatnonzero(writer.store.status == PENDING))
     for start in range(0, len(pending), batch):
@@ -74,9 +74,17 @@ def fill(writer: StoreWriter, batch: int = 7, commit_each: bool = False) -> None
             else:
                 features = np.stack([feature(name, int(writer.store.fingerprint["image_size"])) for name in ids])
                 writer.write(part, features, [digest(name) for name in ids], stats)
-        if commit_each:
-            writer.commit()
-        time.sleep(0.0005)
+
+
+def write_slowly() -> None:
+    """Pause before each write, so that most deaths fall between two of them."""
+    pwrite = os.pwrite
+
+    def slow(fd: int, content: bytes, offset: int) -> int:
+        time.sleep(0.0003)
+        return pwrite(fd, content, offset)
+
+    os.pwrite = slow
 
 
 def work(path: Path, count: int, rebuild: bool) -> None:
@@ -101,9 +109,12 @@ def main(path: Path, seed: int, kills: int) -> None:
     while sum(found.values()) < kills:
         if chance.random() < 0.4:
             count += 25
+        if chance.random() < 0.1:
+            path.unlink(missing_ok=True)
         rebuild = path.exists() and chance.random() < 0.15
         child = os.fork()
         if not child:
+            write_slowly()
             work(path, count, rebuild)
             os._exit(0)
         time.sleep(chance.random() ** 2 * 0.08)
