@@ -38,3 +38,9 @@ def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
     if not computes_in_bf16(device):
         log.warning("this %s has no bf16 instructions: --precision bf16 works, slower than float32", device.type)
     return torch.bfloat16
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the device's memory did not suffice."""
+    told = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # the CPU's allocator
+    return told or isinstance(error, torch.OutOfMemoryError | MemoryError)
