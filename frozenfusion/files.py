@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -75,6 +76,19 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def link_or_copy(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Give a file a second name, atomically; where the file system cannot, a copy.
+
+    Only for files that are always replaced whole: a write in place would change both.
+    """
+    with replacing(target) as temporary:
+        temporary.unlink()
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

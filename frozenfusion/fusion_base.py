@@ -20,7 +20,6 @@ Shapes: b pairs, l tokens, r image regions, d hidden width, c classes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import ClassVar, NamedTuple, TypeVar
@@ -112,9 +111,11 @@ def stand_in(feature: Tensor, present: Tensor, vector: Tensor) -> Tensor:
 def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None, present: Tensor | None = None) -> Tensor:
     """Mean cross-entropy, in float32, over the labelled rows that are present; zero where there is none."""
     counted = labels >= 0 if present is None else (labels >= 0) & present
-    if not counted.any():
-        return logits.float().sum() * 0.0
-    return F.cross_entropy(logits[counted].float(), labels[counted], weight=weight)
+    total = F.cross_entropy(
+        logits.float(), labels.masked_fill(~counted, -1), weight=weight, ignore_index=-1, reduction="sum"
+    )
+    shares = counted.float() if weight is None else counted * weight[labels.clamp_min(0)]
+    return total / shares.sum().clamp_min(torch.finfo(torch.float32).tiny)  # no branch: a GPU need not wait for it
 
 
 def probabilities(logits: Tensor) -> Tensor:
@@ -125,11 +126,6 @@ def probabilities(logits: Tensor) -> Tensor:
 def log_of(joined: Tensor) -> Tensor:
     """Logarithm of joined probabilities (b, c), finite also where one is zero."""
     return joined.clamp_min(torch.finfo(torch.float32).tiny).log()
-
-
-def logit(share: float) -> float:
-    """The number whose sigmoid is `share`, for 0 < share < 1."""
-    return math.log(share / (1 - share))
 
 
 Head = TypeVar("Head", bound=type[FusionHead])

@@ -6,12 +6,14 @@ train in seconds on a CPU. All blocks are pre-norm, which trains without a warm-
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from frozenfusion.errors import UserError
-from frozenfusion.fusion_base import FusionHead, Inputs, Output, given, register
+from frozenfusion.fusion_base import NOTHING, FusionHead, Inputs, Output, given, register
 
 
 class MultiHeadAttention(nn.Module):
@@ -44,9 +46,8 @@ class MultiHeadAttention(nn.Module):
 
     def _split(self, queries: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         key, value = self.key_value(context).chunk(2, dim=-1)
-        query, key, value = (
-            part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.query(queries), key, value)
-        )
+        parts = (self.query(queries), key, value)
+        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
         return query, key, value  # (b, heads, length, inner / heads)
 
 
@@ -66,11 +67,14 @@ class Block(nn.Module):
         )
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, context: Tensor | None, mask: Tensor) -> Tensor:
-        """x (b, q, inner) over a normalised context (b, k, inner), or over itself; mask (b, k)."""
-        queries = self.norm(x)
-        x = x + self.dropout(self.attention(queries, queries if context is None else context, mask))
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor) -> Tensor:
+        """x (b, q, inner) over a normalised context (b, k, inner), where mask (b, k) is True."""
+        x = x + self.dropout(self.attention(self.norm(x), context, mask))
         return x + self.dropout(self.feed_forward(x))
+
+    def weights(self, x: Tensor, context: Tensor, mask: Tensor) -> Tensor:
+        """(b, q, k): what x takes from the context, mean of the heads."""
+        return self.attention.weights(self.norm(x), context, mask)
 
 
 class SequenceHead(FusionHead):
@@ -142,13 +146,12 @@ class Transformer(SequenceHead):
         cls = self.cls.to(text.dtype).expand(len(text), 1, -1)
         x = torch.cat([cls, text + self.modality[0], image + self.modality[1]], dim=1)
         mask = torch.cat([torch.ones_like(text_mask[:, :1]), text_mask, image_mask], dim=1)
-        parts = {}
-        for block in self.blocks:
-            if attention and block is self.blocks[-1]:
-                normed = block.norm(x)
-                parts["attention"] = block.attention.weights(normed[:, :1], normed, mask)[:, 0, -image.shape[1] :]
-            x = block(x, None, mask)
-        return Output(self.classifier(self.norm(x[:, 0])).float(), parts)
+        *blocks, last = cast(list[Block], list(self.blocks))
+        for block in blocks:
+            x = block(x, block.norm(x), mask)
+        cls, context = x[:, :1], last.norm(x)  # of the last layer only [CLS] is read, so only it is computed
+        parts = {"attention": last.weights(cls, context, mask)[:, 0, -image.shape[1] :]} if attention else NOTHING
+        return Output(self.classifier(self.norm(last(cls, context, mask)[:, 0])).float(), parts)
 
 
 @register("cross-attention")
@@ -183,12 +186,15 @@ class CrossAttention(SequenceHead):
 
     def forward(self, inputs: Inputs, *, attention: bool = False) -> Output:
         text, text_mask, image, image_mask = self.sequences(inputs)
-        parts = {}
-        for over_image, over_text in zip(self.text_blocks, self.image_blocks, strict=True):
+        blocks = cast(list[tuple[Block, Block]], list(zip(self.text_blocks, self.image_blocks, strict=True)))
+        parts = NOTHING
+        for number, (over_image, over_text) in enumerate(blocks, 1):
             # a block's norm serves its own queries and what the other block attends over
             seen_text, seen_image = over_image.norm(text), over_text.norm(image)
-            if attention and over_image is self.text_blocks[-1]:
-                parts["attention"] = over_image.attention.weights(seen_text[:, :1], seen_image, image_mask)[:, 0]
+            if number == len(blocks):
+                text = text[:, :1]  # of the last layer only the first text token is read, so only it is computed
+                if attention:
+                    parts = {"attention": over_image.weights(text, seen_image, image_mask)[:, 0]}
             text, image = over_image(text, seen_image, image_mask), over_text(image, seen_text, text_mask)
         regions = (image * image_mask[..., None]).sum(dim=1) / image_mask.sum(dim=1, keepdim=True)
         return Output(self.classifier(self.norm(torch.cat([text[:, 0], regions], dim=-1))).float(), parts)

@@ -6,8 +6,7 @@ Shapes: b pairs, l tokens, r image regions, d hidden width, D image feature widt
 from __future__ import annotations
 
 import dataclasses
-import os
-import shutil
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,25 +14,27 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
-from transformers import AutoModel
+from transformers import PreTrainedModel
 
 from frozenfusion.errors import UserError
-from frozenfusion.files import read_json, replacing, write_json
-from frozenfusion.fusion import FUSION_HEADS, Inputs, Output, build_head, why_not
+from frozenfusion.files import link_or_copy, read_json, write_atomically, write_json
+from frozenfusion.fusion import Inputs, Output, build_head, head_class, why_not
 from frozenfusion.text import (
     TextFeatures,
     check_max_length,
     encode,
     load_text_config,
     load_tokenizer,
-    quiet,
+    new_encoder,
+    save_tokenizer,
     weights_digest,
 )
 
 FORMAT = 1
-DEFAULT_WIDTH = 768
+ENCODER_FILE = Path("text_encoder", "model.safetensors")  # weights of a frozen text encoder, within a run folder
+DEFAULT_WIDTH = 768  # of a model without a text encoder: the reference's
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,14 @@ class ModelConfig:
         """Number of classes."""
         return len(self.label_names)
 
+    @classmethod
+    def from_json(cls, values: Any) -> ModelConfig:
+        """The configuration that JSON holds. Raises ValueError for anything that is not one."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(values, dict) or not {"fusion", "label_names"} <= values.keys() <= names:
+            raise ValueError("not the description of a model that this program can build")
+        return cls(**{**values, "label_names": tuple(values["label_names"])})
+
 
 class PairClassifier(nn.Module):
     """Classify image–text pairs from tokens (or cached text features) and cached image features.
@@ -71,9 +80,9 @@ class PairClassifier(nn.Module):
     A modality that the head does not use is neither encoded nor projected.
     """
 
-    def __init__(self, config: ModelConfig, text_encoder: nn.Module | None, text_width: int) -> None:
+    def __init__(self, config: ModelConfig, text_encoder: PreTrainedModel | None, text_width: int) -> None:
         super().__init__()
-        head = FUSION_HEADS[config.fusion]
+        head = head_class(config.fusion)
         width = config.width or text_width
         self.config = config
         self.text_encoder = text_encoder if "text" in head.uses else None
@@ -168,7 +177,7 @@ def drop_modalities(present: Tensor, p: float) -> Tensor:
     return present & ~torch.stack([drop & first, drop & ~first], dim=1)
 
 
-def build_model(config: ModelConfig, text_encoder: nn.Module | None, seed: int) -> PairClassifier:
+def build_model(config: ModelConfig, text_encoder: PreTrainedModel | None, seed: int) -> PairClassifier:
     """A new model: the given text encoder (None only for heads that read no text), the rest drawn from the seed.
 
     Raises UserError where the head, its options, the image features or max_length do not fit together.
@@ -176,11 +185,13 @@ def build_model(config: ModelConfig, text_encoder: nn.Module | None, seed: int) 
     reason = why_not(config.fusion, regions=config.image_regions)
     if reason:
         raise UserError(reason)
-    if text_encoder is None and "text" in FUSION_HEADS[config.fusion].uses:
+    if "text" not in head_class(config.fusion).uses:
+        text_encoder = None
+    elif text_encoder is None:
         raise ValueError(f"the fusion head {config.fusion} needs a text encoder")
+    text_width = DEFAULT_WIDTH if text_encoder is None else int(text_encoder.config.hidden_size)
     if text_encoder is not None:
         check_max_length(text_encoder, config.max_length)
-    text_width = DEFAULT_WIDTH if text_encoder is None else int(text_encoder.config.hidden_size)
     config = dataclasses.replace(config, width=config.width or text_width)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -188,12 +199,12 @@ def build_model(config: ModelConfig, text_encoder: nn.Module | None, seed: int) 
 
 
 def count_parameters(model: nn.Module, *, trained: bool = True) -> int:
-    """Number of parameters, or of the trained ones."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trained)
+    """Number of the parameters that are trained, or of all."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad or not trained)
 
 
 def save_model(model: PairClassifier, tokenizer: Any, folder: str | Path, **about: Any) -> None:
-    """Write all that `load_model` needs into a run folder: weights, tokenizer, configurations."""
+    """Write a run folder: all that `load_model` needs, on any machine. Raises UserError where the disk says no."""
     save_setup(model, tokenizer, folder, **about)
     save_weights(model, Path(folder) / "model.safetensors")
 
@@ -201,45 +212,121 @@ def save_model(model: PairClassifier, tokenizer: Any, folder: str | Path, **abou
 def save_setup(
     model: PairClassifier, tokenizer: Any, folder: str | Path, *, share: Path | None = None, **about: Any
 ) -> None:
-    """Write what stays the same while training: config.json, tokenizer/, text_encoder/ (with weights if frozen)."""
+    """Write what training does not change: config.json, tokenizer/, text_encoder/ (with its weights if frozen).
+
+    share: another run folder; where it has the same frozen text encoder, its file gets a second name here instead of
+    being written again. about: further entries of config.json.
+    """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(folder / "tokenizer")
-    if model.text_encoder is not None:
-        model.text_encoder.config.save_pretrained(folder / "text_encoder")
+    encoder = model.text_encoder
+    if encoder is not None:
+        write_atomically(folder / "text_encoder" / "config.json", encoder.config.to_json_string())
+        if model.config.freeze_text:
+            _save_frozen(encoder, folder / ENCODER_FILE, share and share / ENCODER_FILE)
+    save_tokenizer(tokenizer, folder / "tokenizer")
     write_json(folder / "config.json", {"format": FORMAT, **about, "model": dataclasses.asdict(model.config)})
 
 
 def save_weights(model: PairClassifier, path: str | Path) -> None:
-    """Write the model's weights as safetensors, atomically."""
-    with replacing(path) as temporary:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, temporary)
+    """Write the model's weights, those of a frozen text encoder left out, as safetensors. Raises UserError."""
+    write_tensors(path, _own_state(model), {"model": json.dumps(dataclasses.asdict(model.config))})
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file whole or not at all. Raises UserError where the disk says no."""
+    # as bytes: safetensors' own writer reports a full disk as an error of its own, without the cause
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, save(state, {"format": "pt", **metadata}))
+
+
+def _own_state(model: PairClassifier) -> dict[str, Tensor]:
+    frozen = "text_encoder." if model.config.freeze_text else None
+    return {name: tensor for name, tensor in model.state_dict().items() if not (frozen and name.startswith(frozen))}
+
+
+def _save_frozen(encoder: PreTrainedModel, path: Path, same: Path | None) -> None:
+    digest = weights_digest(encoder)
+    if same is not None and same.is_file() and _metadata(same).get("digest") == digest:
+        if not (path.exists() and path.samefile(same)):
+            link_or_copy(same, path)
+    elif not (path.is_file() and _metadata(path).get("digest") == digest):
+        write_tensors(path, encoder.state_dict(), {"digest": digest})
 
 
 def load_model(folder: str | Path, weights: str = "model.safetensors") -> tuple[PairClassifier, Any]:
-    """The model and the tokenizer of a run folder, in evaluation mode. Needs nothing but the folder.
+    """The model and the tokenizer of a run folder, in evaluation mode. Reads nothing outside the folder.
 
     Raises UserError for a folder that is no run, a damaged file, or weights of another architecture.
     """
     folder = Path(folder)
-    written = read_json(folder / "config.json")["model"]
-    config = ModelConfig(**{**written, "label_names": tuple(written["label_names"])})
+    config = load_config(folder)
     encoder = None
-    if (folder / "text_encoder").is_dir():
-        with quiet():
-            encoder = AutoModel.from_config(load_text_config(folder / "text_encoder"))
+    if "text" in head_class(config.fusion).uses:
+        encoder = new_encoder(load_text_config(folder / "text_encoder"))
+        if config.freeze_text:
+            _fill(encoder, _read_tensors(folder / ENCODER_FILE), folder / ENCODER_FILE)
     model = build_model(config, encoder, seed=0)
     load_weights(model, folder / weights)
     return model.eval(), load_tokenizer(folder / "tokenizer")
 
 
+def load_config(folder: str | Path) -> ModelConfig:
+    """The configuration of the model in a run folder. Raises UserError."""
+    path = Path(folder) / "config.json"
+    values = read_json(path)
+    found = values.get("format") if isinstance(values, dict) else None
+    if found != FORMAT:
+        raise UserError(f"{path}: not a run of this program (format {found}, not {FORMAT}): give a folder it made")
+    try:
+        return ModelConfig.from_json(values.get("model"))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: {error}: restore the file") from error
+
+
 def load_weights(model: PairClassifier, path: str | Path) -> None:
     """Put the weights of a safetensors file into the model. Raises UserError that names what differs."""
+    path = Path(path)
+    tensors = _read_tensors(path)
     try:
-        state = load_file(path)
+        written = json.loads(_metadata(path).get("model", "{}"))
+    except ValueError:
+        written = {}
+    ours = json.loads(json.dumps(dataclasses.asdict(model.config)))
+    differences = [
+        f"{name} {written[name]} there, {ours[name]} here"
+        for name in ("fusion", "fusion_options", "label_names", "image_width", "width", "text_encoder", "freeze_text")
+        if name in written and written[name] != ours[name]
+    ]
+    if differences:
+        raise UserError(f"{path}: weights of another model ({'; '.join(differences)}): use those of this run")
+    _fill(model, tensors, path, _own_state(model))
+
+
+def _fill(
+    module: nn.Module, tensors: Mapping[str, Tensor], path: Path, own: Mapping[str, Tensor] | None = None
+) -> None:
+    own = module.state_dict() if own is None else own
+    for name in sorted(own.keys() | tensors.keys()):
+        there, here = (tuple(side[name].shape) if name in side else "missing" for side in (tensors, own))
+        if there != here:
+            raise UserError(
+                f"{path}: weights of another architecture ({name} is {there} there, {here} here): use those of this run"
+            )
+    module.load_state_dict(tensors, strict=False)
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no weights there: finish the training first, or check the path") from error
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: cannot read the weights ({error}): restore the file") from error
-    model.load_state_dict(state)
+        raise UserError(f"{path}: damaged, or not a safetensors file ({error}): restore it") from error
 
 
-_ = (os, shutil, safe_open, weights_digest)
+def _metadata(path: Path) -> dict[str, str]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError):
+        return {}

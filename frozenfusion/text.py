@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,17 +22,10 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, 
 from transformers.utils import logging as chatter
 
 from frozenfusion.errors import UserError
+from frozenfusion.files import writing
+from frozenfusion.hub import find_files
 from frozenfusion.progress import log
 
-TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "sentencepiece.bpe.model", "spm.model", "vocab.txt", "vocab.json")
-WEIGHT_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
-_DOWNLOAD_SIZES = {"albert-base-v2": "47 MB", "albert/albert-base-v2": "47 MB"}
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _BUCKET_BATCHES = 50  # rows are sorted by length within so many batches: little padding, still random
 
 
@@ -90,27 +82,25 @@ class TokenizedTexts:
 
 def tokenize(tokenizer: Any, texts: Sequence[str], max_length: int) -> TokenizedTexts:
     """Tokenise all texts at once, special tokens included, each cut to max_length tokens."""
-    lengths = np.zeros(len(texts), dtype=np.int64)
     ids: list[list[int]] = []
     types: list[list[int]] = []
     truncated = 0
     if texts:
         with quiet():
-            encoded = tokenizer(list(texts), return_token_type_ids=True, return_attention_mask=False, verbose=False)
-            cut = tokenizer(
+            encoded = tokenizer(
                 list(texts),
                 truncation=True,
                 max_length=max_length,
                 return_token_type_ids=True,
                 return_attention_mask=False,
             )
-        ids, types = cut["input_ids"], cut["token_type_ids"]
-        truncated = sum(len(whole) > max_length for whole in encoded["input_ids"])
-        lengths[:] = [len(row) for row in ids]
+        ids, types = encoded["input_ids"], encoded["token_type_ids"]
+        truncated = sum(bool(encoding.overflowing) for encoding in encoded.encodings or ())
+    lengths = np.array([len(row) for row in ids], dtype=np.int64)
     return TokenizedTexts(
         ids=np.fromiter((token for row in ids for token in row), dtype=np.int32, count=int(lengths.sum())),
         types=np.fromiter((kind for row in types for kind in row), dtype=np.uint8, count=int(lengths.sum())),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
         pad_id=tokenizer.pad_token_id or 0,
         max_length=max_length,
         truncated=truncated,
@@ -188,6 +178,20 @@ def _plain(tokenizer: Any, folder: Path) -> Any:
     )
 
 
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write a tokenizer so that `load_tokenizer` finds it again. Raises UserError where the disk says no."""
+    with writing(folder), quiet():
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            tokenizer.save_pretrained(folder)
+        except OSError:
+            raise
+        except Exception as error:  # what the Rust half makes of a full disk
+            raise UserError(
+                f"{folder}: cannot write the tokenizer ({_first_line(error)}): make room and run again"
+            ) from error
+
+
 def load_text_encoder(name_or_path: str | Path, weights: str = "pretrained", seed: int = 0) -> PreTrainedModel:
     """The text encoder of a hub name or a local folder, in evaluation mode and float32.
 
@@ -197,7 +201,7 @@ def load_text_encoder(name_or_path: str | Path, weights: str = "pretrained", see
     config = load_text_config(folder)
     with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(seed)  # also settles the parts that a pretrained file lacks
-        encoder = _random(config) if weights == "random" else _pretrained(folder, config)
+        encoder = new_encoder(config) if weights == "random" else _pretrained(folder, config)
     if "input_ids" not in _accepted(type(encoder)):
         raise UserError(f"{folder}: {type(encoder).__name__} does not read text: choose a text encoder")
     return encoder.eval()
@@ -205,6 +209,8 @@ def load_text_encoder(name_or_path: str | Path, weights: str = "pretrained", see
 
 def load_text_config(folder: Path) -> Any:
     """The configuration of the text encoder in a folder. Raises UserError."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: no config.json there: give the folder of a text encoder")
     try:
         with quiet():
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
@@ -217,8 +223,15 @@ def load_text_config(folder: Path) -> Any:
     return config
 
 
-def _random(config: Any) -> PreTrainedModel:
-    return AutoModel.from_config(config, trust_remote_code=False, dtype=torch.float32)
+def new_encoder(config: Any) -> PreTrainedModel:
+    """A text encoder of a configuration, its weights drawn from torch's random state, in float32. Raises UserError."""
+    try:
+        with quiet():
+            return AutoModel.from_config(config, trust_remote_code=False, dtype=torch.float32)
+    except Exception as error:
+        raise UserError(
+            f"{config.model_type}: cannot build this text encoder ({_first_line(error)}): check config.json"
+        ) from error
 
 
 def _pretrained(folder: Path, config: Any) -> PreTrainedModel:
@@ -239,7 +252,7 @@ def _pretrained(folder: Path, config: Any) -> PreTrainedModel:
     lost = [name for name in missing if "pooler" not in name]
     if lost:
         raise UserError(
-            f"{folder}: the weights do not fit config.json ({len(lost)} parameters are missing, the first is {lost[0]}): "
+            f"{folder}: the weights do not fit config.json ({len(lost)} parameters are missing, {lost[0]} first): "
             "use the two files of one model"
         )
     if missing:
@@ -275,82 +288,13 @@ def weights_digest(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def find_files(name_or_path: str | Path, *, weights: bool) -> Path:
-    """The local folder of an encoder's files: a folder as given, or what the hub has under a name. Raises UserError."""
-    folder = Path(name_or_path).expanduser()
-    if folder.is_dir():
-        if weights and not _has(folder, WEIGHT_FILES):
-            raise UserError(
-                f"{folder}: no weights there (model.safetensors or pytorch_model.bin): "
-                "put them there, or start from scratch with --text-weights random"
-            )
-        return folder
-    if folder.exists():
-        raise UserError(f"--text-encoder {folder}: not a folder: give the folder that holds config.json")
-    if not _HUB_NAME.fullmatch(str(name_or_path)):
-        raise UserError(f"--text-encoder {folder}: no such folder: check the path")
-    return _from_hub(str(name_or_path), weights)
-
-
-def _from_hub(name: str, weights: bool) -> Path:
-    """The files of a hub model, from its cache on this machine if all are there. Asks the network once at most."""
-    import huggingface_hub
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    wanted = ["*.json", "*.model", "*.txt"]
-    try:
-        folder = Path(huggingface_hub.snapshot_download(name, local_files_only=True))
-        if _complete(folder, weights):
-            return folder
-    except LocalEntryNotFoundError:
-        pass
-    log.info("fetching %s from the Hugging Face hub", name)
-    try:
-        for kind in ([], *([["model*.safetensors"], ["pytorch_model*.bin"]] if weights else [])):
-            with quiet():
-                folder = Path(
-                    huggingface_hub.snapshot_download(name, allow_patterns=wanted + kind, ignore_patterns=["*/*"])
-                )
-            if _complete(folder, weights):
-                return folder
-    except Exception as error:
-        raise _not_fetched(name, error) from error
-    raise UserError(f"--text-encoder {name}: the hub's model has not all of {_files(name)}: choose another one")
-
-
-def _complete(folder: Path, weights: bool) -> bool:
-    parts = [("config.json",), TOKENIZER_FILES, *([WEIGHT_FILES] if weights else [])]
-    return all(_has(folder, names) for names in parts)
-
-
-def _has(folder: Path, names: Sequence[str]) -> bool:
-    return any((folder / name).exists() for name in names)
-
-
-def _not_fetched(name: str, error: Exception) -> UserError:
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    if isinstance(error, RepositoryNotFoundError):
-        return UserError(f"--text-encoder {name}: neither a folder here nor a public model on the Hugging Face hub")
-    return UserError(
-        f"--text-encoder {name}: not on this machine, and the Hugging Face hub cannot be reached: fetch {_files(name)} "
-        f"from https://huggingface.co/{name}/tree/main by hand into one folder and give it as --text-encoder FOLDER"
-    )
-
-
-def _files(name: str) -> str:
-    tokenizer = "spiece.model (or tokenizer.json)" if "albert" in name else "tokenizer.json"
-    size = f" (about {_DOWNLOAD_SIZES[name]})" if name in _DOWNLOAD_SIZES else ""
-    return f"config.json, {tokenizer} and model.safetensors{size}"
-
-
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers from talking about what it does (our own messages say what matters)."""
+    """Keep transformers from talking about what it does: our own messages say what matters."""
     verbosity, bars = chatter.get_verbosity(), chatter.is_progress_bar_enabled()
     chatter.set_verbosity_error()
     chatter.disable_progress_bar()
