@@ -125,7 +125,11 @@ def _findings(comparison: Comparison) -> list[str]:
         told = [
             *([f"{', '.join(better)} {_are(better)} better"] if better else []),
             *([f"{', '.join(worse)} {_are(worse)} worse"] if worse else []),
-            *([f"{', '.join(rest) if len(rest) < 5 else f'the other {len(rest)}'} cannot be told apart from it"] if rest else []),
+            *(
+                [f"{', '.join(rest) if len(rest) < 5 else f'the other {len(rest)}'} cannot be told apart from it"]
+                if rest
+                else []
+            ),
         ]
         said.append(f"Against {comparison.reference} (both paired tests below 0.05): {'; '.join(told)}.")
     if comparison.fusion_tests:
@@ -182,6 +186,22 @@ def _markdown(cell: str) -> str:
     for special in "\\`*_[]<>|#":
         cell = cell.replace(special, f"\\{special}")
     return cell
+
+
+def comparison_text(comparison: Comparison, part: str) -> str:
+    """The comparison for a terminal; of a single head its classes and its confusion matrix too."""
+    heads, names = comparison.heads, comparison.label_names
+    cells = [score_table(comparison), *(test_table(tests) for tests in _families(comparison))]
+    if len(heads) == 1:
+        cells += [class_table(heads[0], names), confusion_table(heads[0], names)]
+    blocks = [f"{part_name(part)}, {count(len(comparison.labels))} pairs (95 % intervals in brackets)"]
+    blocks += [as_text(table) for table in cells]
+    said = conclusions(comparison, part)
+    return "\n\n".join([*blocks, *(["\n".join(said)] if said else [])])
+
+
+def _families(comparison: Comparison) -> list[Sequence[PairedTest]]:
+    return [tests for tests in (comparison.tests, comparison.fusion_tests) if tests]
 
 
 def comparison_markdown(comparison: Comparison, title: str, part: str, notes: Sequence[str]) -> str:
