@@ -238,7 +238,7 @@ class StoreWriter:
 
     def _grow(self, ids: Sequence[str]) -> None:
         old = self.store
-        missing = sorted({name for name, row in zip(ids, old.rows(ids), strict=True) if row < 0})
+        missing = sorted({ids[i] for i in np.flatnonzero(old.rows(ids) < 0).tolist()})
         if not missing:
             return
         merged = np.union1d(old.ids, encode_ids(missing))

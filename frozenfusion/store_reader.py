@@ -21,7 +21,7 @@ from frozenfusion.store_hdf5 import Scalar, read_layout
 
 STATUS_NAMES = {PENDING: "pending", OK: "ok", MISSING: "missing", UNREADABLE: "unreadable", REFUSED: "refused"}
 MAX_ID_BYTES = 1024
-CHUNK_BYTES = 2**24
+CHUNK_BYTES = 2**22
 
 Rows = npt.NDArray[np.int64]
 
@@ -73,9 +73,9 @@ class FeatureStore:
     def gather(self, rows: npt.ArrayLike, out: Array | None = None) -> Array:
         """Copy the features of `rows`, in any order, (k, *shape); into `out` if given. Does not look at status."""
         rows = np.asarray(rows, dtype=np.int64)
-        if rows.size and (rows.min() < 0 or rows.max() >= self.n):
+        if np.maximum.reduce(rows.view(np.uint64), axis=None, initial=0) >= self.n:  # a negative row is a huge one
             raise IndexError(f"{self.path}: rows go from 0 to {self.n - 1}, not {rows.min()} to {rows.max()}")
-        return np.take(self.features, rows, axis=0, out=out, mode="clip")  # "raise" would copy through a buffer
+        return self.features.take(rows, axis=0, out=out, mode="clip")  # "raise" would copy through a buffer
 
     def counts(self) -> dict[str, int]:
         """How many rows have each status, by its name."""
