@@ -303,7 +303,7 @@ def _continues(
         store.require_fingerprint(fingerprint)
     except UserError:
         return False
-    return store.shape == shape and store.dtype == np.dtype(dtype) and np.array_equal(store.ids, ids)
+    return store.shape == tuple(shape) and store.dtype == np.dtype(dtype) and np.array_equal(store.ids, ids)
 
 
 def _new_path(path: Path) -> Path:
