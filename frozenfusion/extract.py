@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from frozenfusion import bad_images
 from frozenfusion.backbone import Backbone, build_backbone
@@ -132,12 +133,10 @@ def _open_store(options: ExtractOptions, pairs: Pairs, backbone: Backbone) -> St
         raise UserError(f"{path}: is there already, and --resume never does not touch it: choose another --cache")
     if not there and options.resume == "always":
         raise UserError(f"{path}: there is nothing to go on with: check --cache, or leave out --resume always")
-    made_with = {"shape": backbone.feature_shape, "dtype": options.dtype, "attributes": _versions()}
-    if options.rebuild:
-        return StoreWriter.rebuild(path, ids, fingerprint=fingerprint, **made_with)
-    if not there:
-        return StoreWriter.create(path, ids, fingerprint=fingerprint, **made_with)
-    return StoreWriter.extend(path, ids, fingerprint)
+    if there and not options.rebuild:
+        return StoreWriter.extend(path, ids, fingerprint)
+    make = StoreWriter.rebuild if options.rebuild else StoreWriter.create
+    return make(path, ids, backbone.feature_shape, options.dtype, fingerprint, _versions())
 
 
 def _versions() -> dict[str, str]:
@@ -209,12 +208,12 @@ class _Extraction:
         writer: StoreWriter,
         backbone: Backbone,
         options: ExtractOptions,
-        device: object,
+        device: torch.device,
         reasons: dict[str, str],
     ) -> None:
         self._writer, self._backbone, self._options, self._device = writer, backbone, options, device
         self._reasons = reasons
-        self._batch_size = options.batch_size or (8 if str(device) == "cpu" else 128)
+        self._batch_size = options.batch_size or (8 if device.type == "cpu" else 128)
         self._timing = Timing()
 
     def run(self, tasks: list[Task]) -> Timing:
@@ -314,17 +313,19 @@ class _Extraction:
             self._prepare(0)
 
 
-def _in_order(pool: ThreadPoolExecutor, work: object, tasks: Iterable[Task], ahead: int) -> Iterator[Decoded]:
+def _in_order(
+    pool: ThreadPoolExecutor, work: Callable[[Task], Decoded], tasks: Iterable[Task], ahead: int
+) -> Iterator[Decoded]:
     """`pool.map(work, tasks)` that never holds more than `ahead` results."""
     waiting: deque[Future[Decoded]] = deque()
     tasks = iter(tasks)
     try:
         for task in islice(tasks, ahead):
-            waiting.append(pool.submit(work, task))  # type: ignore[arg-type]
+            waiting.append(pool.submit(work, task))
         while waiting:
             yield waiting.popleft().result()
             for task in islice(tasks, 1):
-                waiting.append(pool.submit(work, task))  # type: ignore[arg-type]
+                waiting.append(pool.submit(work, task))
     finally:
         for future in waiting:
             future.cancel()
