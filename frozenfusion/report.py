@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_NUMBERED = 20  # classes; in a larger confusion matrix numbers would not be legible
+DOTS_PER_INCH = 130
 TRAIN_COLOUR, VAL_COLOUR = "#3b6fb6", "#d9772b"
 
 Metrics = Sequence[Mapping[str, Any]]
@@ -83,12 +84,9 @@ def _series(metrics: Metrics, name: str) -> tuple[list[int], list[float]]:
 
 
 def _figure(width: float, height: float) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # heavy to import; and no pyplot, which is global
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # heavy to import; and no pyplot, whose state is global
 
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained")
 
 
 def _dress(axes: Any) -> None:
@@ -100,8 +98,12 @@ def _dress(axes: Any) -> None:
 
 
 def _save(figure: Figure, path: str | Path) -> None:
-    content = io.BytesIO()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from PIL import Image
+
+    canvas, content = FigureCanvasAgg(figure), io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")  # a label in a script the font lacks
-        figure.savefig(content, format="png", metadata={"Software": None})
+        canvas.draw()  # once: savefig would draw twice
+    Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").save(content, "PNG")
     write_atomically(path, content.getvalue())
