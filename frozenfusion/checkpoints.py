@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +17,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from frozenfusion.errors import UserError
-from frozenfusion.files import read_json, replacing, write_atomically, write_json, writing
-from frozenfusion.model import PairClassifier, save_weights
+from frozenfusion.files import link_or_copy, read_json, write_atomically, write_json, writing
+from frozenfusion.model import PairClassifier, save_weights, write_tensors
 
 FORMAT = 1
 MODEL = "model/"  # prefix of the model's own tensors in a checkpoint
@@ -128,8 +126,7 @@ def commit(folder: RunFolder, state: State, model: PairClassifier, optimizer: to
     if state.best == done:
         save_weights(model, folder.best(done))
     header = json.dumps({"format": FORMAT, "made_from": state.made_from, "history": state.history})
-    with replacing(folder.checkpoint) as temporary:
-        save_file(_tensors(model, optimizer), temporary, metadata={"state": header})
+    write_tensors(folder.checkpoint, _tensors(model, optimizer), {"state": header})
     write_metrics(folder, state)
     for old in folder.path.glob("best-*.safetensors"):
         if old != folder.best(state.best):
@@ -186,18 +183,8 @@ def restore(folder: RunFolder, model: PairClassifier, optimizer: torch.optim.Opt
 def finish(folder: RunFolder, state: State, model: PairClassifier, summary: Mapping[str, Any]) -> None:
     """Leave the run as its user finds it: best and last parameters, and the summary that says it is finished."""
     save_weights(model, folder.last)
-    _same_file(folder.best(state.best), folder.model)
+    link_or_copy(folder.best(state.best), folder.model)
     write_json(folder.summary, summary)
-
-
-def _same_file(source: Path, target: Path) -> None:
-    """Give a file a second name; where the file system cannot, a copy."""
-    with replacing(target) as temporary:
-        try:
-            temporary.unlink()
-            os.link(source, temporary)
-        except OSError:
-            shutil.copyfile(source, temporary)
 
 
 def _trained(model: PairClassifier) -> dict[str, torch.nn.Parameter]:
@@ -212,7 +199,7 @@ def _tensors(model: PairClassifier, optimizer: torch.optim.Optimizer | None = No
         for name, parameter in _trained(model).items():
             for part, value in optimizer.state.get(parameter, {}).items():
                 tensors[f"{part}/{name}"] = value
-    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    return tensors
 
 
 @contextlib.contextmanager

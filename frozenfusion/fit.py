@@ -51,7 +51,7 @@ class Trainer:
         self._options, self._seed, self._device, self._autocast = options, seed, device, autocast
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(trained, lr=options.lr, weight_decay=options.weight_decay, fused=True)
-        self._class_weights = self._inverse_frequencies() if options.class_weights else None
+        self.class_weights = self._inverse_frequencies() if options.class_weights else None
         self._outputs: Callable[..., Any] = torch.compile(model.outputs) if options.compile else model.outputs
 
     def epoch(self, number: int, progress: Progress) -> dict[str, Any]:
@@ -65,7 +65,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         torch.manual_seed(int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0]))
-        line = {"epoch": number, "lr": lr, **self._train_epoch(number, progress), **self._validate(number)}
+        line = {"epoch": number, "lr": lr, **self._train_epoch(number, progress), **self.validate(number)}
         return {**line, "seconds": time.perf_counter() - began}
 
     def _train_epoch(self, number: int, progress: Progress) -> dict[str, Any]:
@@ -96,10 +96,11 @@ class Trainer:
     def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         with torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None):
             output = self._outputs(batch.text, batch.image, batch.present)
-        return self.model.loss(output, batch.labels, self._class_weights), output.logits
+        return self.model.loss(output, batch.labels, self.class_weights), output.logits
 
     @torch.inference_mode()
-    def _validate(self, number: int) -> dict[str, Any]:
+    def validate(self, number: int) -> dict[str, Any]:
+        """Loss, accuracy and macro F1 on the validation part after epoch `number`; None each where there is none."""
         if not len(self._val):
             return dict.fromkeys(("val_loss", "val_accuracy", "val_macro_f1"))
         self.model.eval()

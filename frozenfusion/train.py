@@ -13,9 +13,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
-
 from frozenfusion.checkpoints import RunFolder, State, commit, finish, read_state, restore, write_metrics
+from frozenfusion.device import is_out_of_memory
 from frozenfusion.errors import UserError
 from frozenfusion.files import read_json
 from frozenfusion.fit import Trainer
@@ -85,7 +84,9 @@ def train(options: TrainOptions, material: Material | None = None, *, talk: bool
             return read_run(folder.path)
         try:
             return _run(folder, state, options, material, head, seed, talk)
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise UserError(
                 f"{material.device} has too little memory for --batch-size {options.batch_size}: choose a smaller one "
                 "in another --run"
@@ -167,7 +168,8 @@ def _run(
         _introduce(material, model)
     material.split.save(folder.path / "split.json")
     save_setup(model, material.tokenizer, folder.path, share=material.share, options=_as_json(options))
-    material.share = folder.path
+    if encoder is not None:
+        material.share = folder.path
     _epochs(folder, state, options, trainer, len(material.train), talk)
     return _finish(folder, state, model, head, seed)
 

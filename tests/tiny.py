@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AlbertConfig, PreTrainedTokenizerFast
 
@@ -107,3 +108,11 @@ def make_options(folder: Path, **changes: Any) -> TrainOptions:
         **changes,
     }
     return TrainOptions(**given)
+
+
+def assert_same_tensors(one: Path, other: Path) -> None:
+    """The same parameters bit for bit (the bytes of the files may differ: the order of a header means nothing)."""
+    tensors, others = load_file(one), load_file(other)
+    assert tensors.keys() == others.keys()
+    different = [name for name in tensors if not tensors[name].equal(others[name])]
+    assert not different, f"{one} and {other}: {different}"
