@@ -59,9 +59,13 @@ def _from_hub(name: str, weights: bool) -> Path:
             folder = Path(here)
             if _complete(folder, weights):
                 return folder
-    except Exception as error:
-        raise _not_fetched(name, error) from error
-    raise UserError(f"--text-encoder {name}: the hub's model has not all of {_files(name)}: choose another one")
+    except RepositoryNotFoundError as error:
+        raise UserError(
+            f"--text-encoder {name}: neither a folder here nor a public model on the Hugging Face hub: check the name"
+        ) from error
+    except Exception as error:  # the network, the hub, the disk: what to do is the same
+        raise _not_fetched(name, " ".join(str(error.__cause__ or error).split())[:200].rstrip(" .:")) from error
+    raise _not_fetched(name, "not all of them are there")  # offline, snapshot_download settles for a part
 
 
 def _complete(folder: Path, weights: bool) -> bool:
@@ -73,14 +77,11 @@ def _has(folder: Path, names: Sequence[str]) -> bool:
     return any((folder / name).exists() for name in names)
 
 
-def _not_fetched(name: str, error: Exception) -> UserError:
-    if isinstance(error, RepositoryNotFoundError):
-        return UserError(f"--text-encoder {name}: neither a folder here nor a public model on the Hugging Face hub")
-    cause = " ".join(str(error.__cause__ or error).split())[:200].rstrip(" .:")
+def _not_fetched(name: str, cause: str) -> UserError:
     return UserError(
-        f"--text-encoder {name}: not on this machine, and could not be fetched from the Hugging Face hub ({cause}): "
-        f"get {_files(name)} from https://huggingface.co/{name}/tree/main by hand, put them into one folder, and give "
-        "it as --text-encoder FOLDER"
+        f"--text-encoder {name}: its files are not on this machine and could not be fetched from the Hugging Face hub "
+        f"({cause}): get {_files(name)} from https://huggingface.co/{name}/tree/main by hand, into one folder, and "
+        "give it as --text-encoder FOLDER"
     )
 
 
