@@ -260,8 +260,12 @@ def load_model(folder: str | Path, weights: str = "model.safetensors") -> tuple[
     """
     folder = Path(folder)
     config = load_config(folder)
+    reads_text = "text" in head_class(config.fusion).uses
+    for part in ("tokenizer", *(["text_encoder"] if reads_text else [])):
+        if not (folder / part).is_dir():
+            raise UserError(f"{folder / part}: not there: the run folder is not whole: copy all of it")
     encoder = None
-    if "text" in head_class(config.fusion).uses:
+    if reads_text:
         encoder = new_encoder(load_text_config(folder / "text_encoder"))
         if config.freeze_text:
             _fill(encoder, _read_tensors(folder / ENCODER_FILE), folder / ENCODER_FILE)
