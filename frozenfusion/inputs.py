@@ -29,7 +29,7 @@ class Inputs:
     def __init__(self, options: EvaluateOptions) -> None:
         self._options = options
         self.runs = find_runs(options.runs, options.checkpoint)
-        self.label_names = self.runs[0].label_names
+        self.label_names = self.runs[0].model.label_names
         self.store = FeatureStore(options.cache)
         for run in self.runs:
             self._check(run)
@@ -40,12 +40,12 @@ class Inputs:
         self.members: list[Pair] = [self.pairs[int(row)] for row in self.pairs.rows(self.part.ids)]
 
     def _check(self, run: Run) -> None:
-        if run.label_names != self.label_names:
-            told = " and ".join(f"{', '.join(each.label_names)} ({each.folder})" for each in (self.runs[0], run))
+        if run.model.label_names != self.label_names:
+            told = " and ".join(f"{', '.join(each.model.label_names)} ({each.folder})" for each in (self.runs[0], run))
             raise UserError(f"the runs have different classes, {told}: evaluate them one by one")
         if "image" in head_class(run.head).uses:
             try:
-                self.store.require_fingerprint(run.model.get("image_fingerprint") or {})
+                self.store.require_fingerprint(run.model.image_fingerprint)
             except UserError as error:
                 raise UserError(f"{run.folder} was trained on other image features: {error}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,7 +131,7 @@ def example(
 ) -> Example:
     """A pair with its thumbnail and its three likeliest classes."""
     order = np.argsort(-probabilities, kind="stable")[:3].tolist()
-    text = "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in pair.text)
+    text = "".join(map(_shown, pair.text))
     return Example(
         id=pair.id,
         text=text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT - 1]}…",
@@ -140,6 +141,14 @@ def example(
         probabilities=[(label_names[i], float(probabilities[i])) for i in order],
         attention=attention,
     )
+
+
+def _shown(character: str) -> str:
+    """A character of a foreign text: controls become visible, marks that reorder the text around them go."""
+    category = unicodedata.category(character)
+    if category == "Cf":
+        return character if character in "\u200c\u200d" else ""  # joiners make emoji and letters whole
+    return "\ufffd" if category in ("Cc", "Cs") and character not in "\n\t" else character
 
 
 def thumbnail(path: Path) -> str | None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from frozenfusion.errors import UserError
 from frozenfusion.files import MAX_JSON_BYTES, NotRegularError, TooLargeError, file_error, read_json, read_regular_file
+from frozenfusion.model import ModelConfig, load_config
 from frozenfusion.progress import log
 from frozenfusion.splits import Split
 
@@ -32,26 +33,21 @@ class Run:
     name: str  # what tells it from the runs beside it
 
     @cached_property
-    def model(self) -> Mapping[str, Any]:
+    def model(self) -> ModelConfig:
         """The model's configuration. Raises UserError for a folder that is not a run's."""
-        return self._config["model"]
+        return load_config(self.folder)
 
     @property
     def head(self) -> str:
         """Name of the fusion head."""
-        return str(self.model["fusion"])
-
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of the model's outputs."""
-        return tuple(map(str, self.model["label_names"]))
+        return self.model.fusion
 
     @cached_property
     def recipe(self) -> str:
         """All that the run was made with but its seed."""
-        options = self._config.get("options") or {}
-        chosen = {name: options.get(name) for name in _RECIPE}
-        return json.dumps([chosen, self.model.get("fusion_options")], sort_keys=True, default=str)
+        options = read_json(self.folder / "config.json").get("options")
+        chosen = {name: options.get(name) for name in _RECIPE} if isinstance(options, dict) else {}
+        return json.dumps([chosen, self.model.fusion_options], sort_keys=True, default=str)
 
     @cached_property
     def split(self) -> Split:
@@ -77,15 +73,6 @@ class Run:
             return None
         return max(measured) if checkpoint == "best" else measured[-1]
 
-    @cached_property
-    def _config(self) -> Mapping[str, Any]:
-        path = self.folder / "config.json"
-        values = read_json(path)
-        model = values.get("model") if isinstance(values, dict) else None
-        if not isinstance(model, dict) or not {"fusion", "label_names"} <= model.keys():
-            raise UserError(f"{path}: not the configuration of a run: give the folder that training made")
-        return values
-
 
 def find_runs(paths: Sequence[Path], checkpoint: str) -> list[Run]:
     """The finished runs that `paths` are or hold (a sweep's folder holds several), each once, in the order given.
@@ -98,7 +85,7 @@ def find_runs(paths: Sequence[Path], checkpoint: str) -> list[Run]:
         if not path.exists():
             raise UserError(f"{path}: no such run folder: check the path")
         found = _runs_in(path)
-        if not found:
+        if not found and path.is_dir():
             log.info("%s: not a run, left out", path)
         for folder in found:
             folders.setdefault(folder.resolve(), folder)
