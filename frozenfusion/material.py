@@ -12,7 +12,7 @@ import numpy as np
 from frozenfusion.dataset import PairDataset, Rows, computed_rows
 from frozenfusion.device import autocast_type, choose_device
 from frozenfusion.fusion import head_class, head_options
-from frozenfusion.model import ModelConfig
+from frozenfusion.model import ModelConfig, is_run, load_run_encoder
 from frozenfusion.options import TrainOptions
 from frozenfusion.pairs import read_pairs
 from frozenfusion.progress import log
@@ -77,13 +77,12 @@ class Material:
     @cached_property
     def tokenizer(self) -> Any:
         """The tokenizer of --text-encoder."""
-        return load_tokenizer(self._options.text_encoder)
+        name = self._options.text_encoder
+        return load_tokenizer(Path(name) / "tokenizer" if is_run(name) else name)
 
     def text_encoder(self, seed: int) -> Any:
         """A text encoder to be trained; with --freeze-text the one that all runs share, drawn from --seed if random."""
-        if self._options.freeze_text:
-            return self._frozen_encoder
-        return load_text_encoder(self._options.text_encoder, self._options.text_weights, seed)
+        return self._frozen_encoder if self._options.freeze_text else self._load_encoder(seed)
 
     def dataset(self, head: str) -> PairDataset:
         """The training and validation pairs as a fusion head needs them."""
@@ -120,7 +119,13 @@ class Material:
 
     @cached_property
     def _frozen_encoder(self) -> Any:
-        return load_text_encoder(self._options.text_encoder, self._options.text_weights, self._options.seed)
+        return self._load_encoder(self._options.seed)
+
+    def _load_encoder(self, seed: int) -> Any:
+        name, weights = self._options.text_encoder, self._options.text_weights
+        if is_run(name) and weights == "pretrained":
+            return load_run_encoder(name)
+        return load_text_encoder(Path(name) / "text_encoder" if is_run(name) else name, weights, seed)
 
     @cached_property
     def _with_tokens(self) -> PairDataset:

@@ -274,6 +274,18 @@ def load_model(folder: str | Path, weights: str = "model.safetensors") -> tuple[
     return model.eval(), load_tokenizer(folder / "tokenizer")
 
 
+def is_run(folder: str | Path) -> bool:
+    """Whether `folder` is a run folder whose model reads text."""
+    return (Path(folder) / "text_encoder" / "config.json").is_file()
+
+
+def load_run_encoder(folder: str | Path) -> PreTrainedModel:
+    """The text encoder that a run has fine-tuned, to start another training from. Raises UserError."""
+    encoder = load_model(folder)[0].text_encoder
+    assert encoder is not None  # is_run
+    return encoder.requires_grad_(True)
+
+
 def load_config(folder: str | Path) -> ModelConfig:
     """The configuration of the model in a run folder. Raises UserError."""
     path = Path(folder) / "config.json"

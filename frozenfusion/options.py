@@ -122,7 +122,7 @@ class TrainOptions:
     """one or several fusion heads, or all"""
 
     text_encoder: str = "albert-base-v2"
-    """text encoder, as a hub name or a local folder"""
+    """text encoder: a hub name, a local folder, or a run folder whose fine-tuned encoder is taken"""
 
     text_weights: Literal["pretrained", "random"] = "pretrained"
     """random trains the text encoder from scratch"""
