@@ -85,7 +85,7 @@ def attention_chart(thumbnail: str, attention: NDArray[np.floating], *, label: s
     """An image (data URI) with the regions (r,), a square grid by rows, dark where little attention falls."""
     side = math.isqrt(len(attention))
     grid = attention[: side * side].reshape(side, side).astype(np.float64)
-    bright = (grid - grid.min()) / ((grid.max() - grid.min()) or 1.0)
+    bright = np.sqrt((grid - grid.min()) / ((grid.max() - grid.min()) or 1.0))  # lest one peak hide the rest
     shade = np.zeros((side, side, 4), dtype=np.uint8)
     shade[..., 3] = np.round(205 * (1 - bright))
     place = f'x="0" y="0" width="{side * 20}" height="{side * 20}" preserveAspectRatio="none"'

@@ -151,10 +151,9 @@ def _facts(options: EvaluateOptions, inputs: Inputs, comparison: Comparison) -> 
     facts = [f"{n:,} {'' if part == 'all' else part + ' '}pairs", f"{len(inputs.label_names)} classes"]
     if seeds != {1}:
         facts.append(f"{'–'.join(str(count) for count in sorted({min(seeds), max(seeds)}))} seeds a head")
-    features = inputs.store.fingerprint
-    facts += [
-        f"{label}{features[name]}" for name, label in (("backbone", ""), ("weights", "weights ")) if name in features
-    ]
+    made_by = inputs.store.fingerprint
+    told = (("backbone", "{}"), ("image_size", "{} px"), ("pooling", "pooling {}"))
+    facts.append(", ".join(how.format(made_by[name]) for name, how in told if name in made_by))
     return [*facts, f"parameters of the {options.checkpoint} epoch"]
 
 

@@ -211,20 +211,16 @@ def _reach(tests: Sequence[PairedTest]) -> float:
 
 
 def _curves(rows: Sequence[Row]) -> list[tuple[str, Markup, Markup]]:
-    """Name, accuracy chart and loss chart of each head that has a history."""
+    """Name, accuracy chart and loss chart of each head that has a history; accuracy on one scale for all."""
     trained = [row for row in rows if _lines(row, "loss")]
-    accuracy, loss = (_curves_of(trained, what) for what in ("accuracy", "loss"))
-    return [(row.name, *charts) for row, charts in zip(trained, zip(accuracy, loss, strict=True), strict=True)]
-
-
-def _curves_of(rows: Sequence[Row], what: str) -> list[Markup]:
-    """One chart a head, on the scale that holds all of them."""
-    by_row = [_lines(row, what) for row in rows]
-    values = [y for lines in by_row for line in lines for _, y in line.points]
-    reach = extent(values)
+    shared = extent(y for row in trained for line in _lines(row, "accuracy") for _, y in line.points)
     return [
-        line_chart(lines, y=reach, label=f"{what} of {row.name} over the epochs")
-        for row, lines in zip(rows, by_row, strict=True)
+        (
+            row.name,
+            line_chart(_lines(row, "accuracy"), y=shared, label=f"accuracy of {row.name} over the epochs"),
+            line_chart(_lines(row, "loss"), label=f"loss of {row.name} over the epochs"),
+        )
+        for row in trained
     ]
 
 
