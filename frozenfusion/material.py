@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import numpy as np
 
 from frozenfusion.dataset import PairDataset, Rows, computed_rows
 from frozenfusion.device import autocast_type, choose_device
-from frozenfusion.fusion import head_class, head_options
+from frozenfusion.errors import UserError
+from frozenfusion.fusion import FUSION_HEADS, head_class, head_options, why_not
 from frozenfusion.model import ModelConfig, is_run, load_run_encoder
 from frozenfusion.options import TrainOptions
 from frozenfusion.pairs import read_pairs
@@ -19,11 +21,14 @@ from frozenfusion.progress import log
 from frozenfusion.splits import split_pairs
 from frozenfusion.store import FeatureStore
 from frozenfusion.text import TokenizedTexts, load_text_encoder, load_tokenizer, tokenize
-from frozenfusion.text_cache import cached_texts
+from frozenfusion.text_cache import CachedTexts, cached_texts
 
 
 class Material:
-    """Pairs, split and features for `options`. Raises UserError where the data or the feature file do not serve."""
+    """Pairs, split and features for `options`. Raises UserError where the data or the feature file do not serve.
+
+    `heads` are those that will be trained, of options.fusion; all names every one that the features can serve.
+    """
 
     def __init__(self, options: TrainOptions) -> None:
         self._options = options
@@ -35,6 +40,7 @@ class Material:
         self.store = FeatureStore(options.cache)
         self.ids = [*self.split.train, *self.split.val]
         self._rows = computed_rows(self.store, self.ids, options.data)
+        self.heads = _servable(options.fusion, self.regions)
 
         self.share: Path | None = None  # a run folder that has the frozen encoder already
 
@@ -133,20 +139,31 @@ class Material:
 
     @cached_property
     def _with_pooled_features(self) -> PairDataset:
-        return self._with_cached_texts(tokens=False)
+        return self._with_tokens.with_texts(self._cached_texts.pooled_only())
 
     @cached_property
     def _with_token_features(self) -> PairDataset:
-        return self._with_cached_texts(tokens=True)
+        return self._with_tokens.with_texts(self._cached_texts)
 
-    def _with_cached_texts(self, *, tokens: bool) -> PairDataset:
-        texts = cached_texts(
+    @cached_property
+    def _cached_texts(self) -> CachedTexts:
+        return cached_texts(
             self._frozen_encoder,
             self._texts,
             self.ids,
             self.store.path,
-            tokens=tokens,
+            tokens=any(head_class(head).needs_tokens for head in self.heads),
             device=self.device,
             autocast=self.autocast,
         )
-        return self._with_tokens.with_texts(texts)
+
+
+def _servable(names: Sequence[str], regions: int) -> list[str]:
+    """The heads that are meant; `all` leaves out, and says so, those that the features cannot serve."""
+    reasons = {name: why_not(name, regions=regions) for name in (FUSION_HEADS if "all" in names else names)}
+    for name, reason in reasons.items():
+        if reason and name in names:
+            raise UserError(reason)
+        if reason:
+            log.warning("left out: %s", reason)
+    return [name for name, reason in reasons.items() if not reason]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from frozenfusion.errors import UsageError, UserError
 from frozenfusion.files import write_atomically
-from frozenfusion.fusion import FUSION_HEADS, head_class, why_not
+from frozenfusion.fusion import head_class
 from frozenfusion.material import Material
 from frozenfusion.options import TrainOptions
 from frozenfusion.progress import log
@@ -36,7 +36,7 @@ def train_all(options: TrainOptions) -> list[TrainedRun]:
         return [train(options)]
     folder = sweep_folder(options)
     material = Material(options)
-    jobs = _jobs(options, folder, _servable(options.fusion, material))
+    jobs = _jobs(options, folder, material.heads)
     _check_resume(options, folder, jobs)
     runs, failures = [], []
     for number, job in enumerate(jobs, 1):
@@ -63,29 +63,13 @@ def sweep_folder(options: TrainOptions) -> Path:
 
 def summary(runs: Sequence[TrainedRun], options: TrainOptions) -> str:
     """What was trained, as a table for a person, best first, and the command that evaluates it."""
-    header = ("head", "seed", "epochs", "best", "val accuracy", "val macro F1", "val loss", "trained", "epoch", "run")
+    header = ("head", "seed", "epochs", "best", "val accuracy", "val macro F1", "trained", "epoch", "run")
     lines = [header, *(_cells(run) for run in sorted(runs, key=lambda run: -(run.val_accuracy or 0)))]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     where = runs[0].folder if len(runs) == 1 else f"{sweep_folder(options)}/*/"
     told = f"next: python evaluate.py {where} {options.data} --cache {options.cache}"
     return "\n".join([*table, "", told])
-
-
-def _servable(names: Sequence[str], material: Material) -> list[str]:
-    """The heads that are meant; `all` leaves out, and says so, those that the feature file cannot serve."""
-    if "all" not in names:
-        for name in names:
-            if reason := why_not(name, regions=material.regions):
-                raise UserError(reason)
-        return list(names)
-    heads = []
-    for name in FUSION_HEADS:
-        if reason := why_not(name, regions=material.regions):
-            log.warning("left out: %s", reason)
-        else:
-            heads.append(name)
-    return heads
 
 
 def _jobs(options: TrainOptions, folder: Path, heads: Sequence[str]) -> list[TrainOptions]:
@@ -144,7 +128,6 @@ def _cells(run: TrainedRun) -> tuple[str, ...]:
         str(run.best_epoch),
         _percent(run.val_accuracy),
         _percent(run.val_macro_f1),
-        "–" if run.val_loss is None else f"{run.val_loss:.4f}",
         f"{run.trained_parameters:,}",
         seconds(run.seconds_per_epoch),
         str(run.folder),

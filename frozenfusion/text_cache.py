@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,12 @@ class CachedTexts:
 
     def __init__(self, pooled: FeatureRows, tokens: FeatureRows | None, lengths: Rows) -> None:
         self._pooled, self._tokens = pooled, tokens
-        self.lengths = lengths  # (n,)
+        # pooled features need no padding, so that any batch is as good as another
+        self.lengths = lengths if tokens is not None else np.ones_like(lengths)  # (n,)
+
+    def pooled_only(self) -> CachedTexts:
+        """The same texts without token features."""
+        return CachedTexts(self._pooled, None, self.lengths)
 
     def batch(self, rows: Rows) -> TextFeatures:
         """Features of some texts: pooled (b, d), and tokens (b, l, d) with their mask where they are cached."""
@@ -69,23 +75,25 @@ def cached_texts(
         "precision": "float32" if autocast is None else str(autocast).removeprefix("torch."),
     }
     width = int(encoder.config.hidden_size)  # type: ignore[union-attr,arg-type]
-    wanted: dict[str, tuple[tuple[int, ...], str]] = {"pooled": ((width,), "float32")}
+    shapes: dict[str, tuple[tuple[int, ...], str]] = {"pooled": ((width,), "float32")}
     if tokens:
         longest = -(-int(texts.lengths.max()) // 8) * 8
-        wanted["tokens"] = ((longest, width), "float16")
-    stores = []
-    for output, (shape, dtype) in wanted.items():
-        own = {**fingerprint, "output": output, "shape": "x".join(map(str, shape)), "dtype": dtype}
-        path = cache_path(cache, own)
-        store = _complete(path, ids, texts)
-        if store is None:
-            with _writer(path, ids, shape, dtype, own) as writer:
-                _fill(writer, encoder, texts, ids, output, device, autocast)
-            store = FeatureStore(path)
-        stores.append(FeatureRows(store, store.rows(ids), device))
-    if not tokens:
-        return CachedTexts(stores[0], None, np.ones(len(texts), np.int64))  # no padding: any batch is as good
-    return CachedTexts(stores[0], stores[1], texts.lengths)
+        shapes["tokens"] = ((longest, width), "float16")
+    paths = {}
+    with ExitStack() as writers:
+        lacking = {}
+        for output, (shape, dtype) in shapes.items():
+            own = {**fingerprint, "output": output, "shape": "x".join(map(str, shape)), "dtype": dtype}
+            paths[output] = cache_path(cache, own)
+            if not _is_complete(paths[output], ids, texts):
+                lacking[output] = writers.enter_context(_writer(paths[output], ids, shape, dtype, own))
+        if lacking:
+            _fill(lacking, encoder, texts, ids, device, autocast)
+    rows = {}
+    for output, path in paths.items():
+        store = FeatureStore(path)
+        rows[output] = FeatureRows(store, store.rows(ids), device)
+    return CachedTexts(rows["pooled"], rows.get("tokens"), texts.lengths)
 
 
 def cache_path(cache: Path, fingerprint: dict[str, Scalar]) -> Path:
@@ -94,13 +102,13 @@ def cache_path(cache: Path, fingerprint: dict[str, Scalar]) -> Path:
     return cache.with_name(f"{cache.stem}.text-{code}.h5")
 
 
-def _complete(path: Path, ids: Sequence[str], texts: TokenizedTexts) -> FeatureStore | None:
-    """The store, if it has an up-to-date row of every text. Then it is only read, and needs no lock."""
+def _is_complete(path: Path, ids: Sequence[str], texts: TokenizedTexts) -> bool:
+    """Whether a store has an up-to-date row of every text. Then it is only read, and needs no lock."""
     if not path.exists():
-        return None
+        return False
     store = FeatureStore(path)
     rows = store.rows(ids)
-    return store if (rows >= 0).all() and _fresh(store, rows, _digests(texts)).all() else None
+    return bool((rows >= 0).all() and _fresh(store, rows, _digests(texts)).all())
 
 
 def _writer(
@@ -120,35 +128,38 @@ def _writer(
 
 
 def _fill(
-    writer: StoreWriter,
+    writers: Mapping[str, StoreWriter],
     encoder: nn.Module,
     texts: TokenizedTexts,
     ids: Sequence[str],
-    output: str,
     device: torch.device,
     autocast: torch.dtype | None,
 ) -> None:
-    """Compute the rows that are pending or were made from other tokens.
+    """Compute the rows that are pending or were made from other tokens, each output's into its own store.
 
     Batches are cut from all texts alike, whatever is already there, so that an interrupted computation that goes on
     ends in the same bits.
     """
-    digests, rows = _digests(texts), writer.store.rows(ids)
-    fresh = _fresh(writer.store, rows, digests)
-    writer.reset(rows[~fresh])
+    digests = _digests(texts)
+    rows = {output: writer.store.rows(ids) for output, writer in writers.items()}
+    stale = {output: ~_fresh(writer.store, rows[output], digests) for output, writer in writers.items()}
+    for output, writer in writers.items():
+        writer.reset(rows[output][stale[output]])
+    any_stale = np.logical_or.reduce(list(stale.values()))
     encoder.to(device).eval()
-    with torch.inference_mode(), Progress(int((~fresh).sum()), "texts", "text encoder") as progress:
+    with torch.inference_mode(), Progress(int(any_stale.sum()), "texts", "text encoder") as progress:
         for batch in batches_in_order_of_length(texts.lengths, BATCH_SIZE):
-            todo = np.flatnonzero(~fresh[batch])
-            if not len(todo):
+            if not any_stale[batch].any():
                 continue
             given = {name: part.to(device) for name, part in texts.batch(batch).items()}
             with torch.autocast(device.type, autocast, enabled=autocast is not None):
                 features = encode(encoder, given)
-            values = _as_rows(features, output, writer.store.shape)[todo]
-            places = batch[todo]
-            writer.write(rows[places], values.astype(writer.store.dtype), digests[places], np.zeros((len(todo), 2)))
-            progress.update(len(todo))
+            for output, writer in writers.items():
+                todo = np.flatnonzero(stale[output][batch])
+                values = _as_rows(features, output, writer.store.shape)[todo].astype(writer.store.dtype)
+                places = batch[todo]
+                writer.write(rows[output][places], values, digests[places], np.zeros((len(todo), 2), np.int64))
+            progress.update(int(any_stale[batch].sum()))
 
 
 def _as_rows(features: TextFeatures, output: str, shape: tuple[int, ...]) -> np.ndarray:

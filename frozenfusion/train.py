@@ -18,13 +18,14 @@ from frozenfusion.device import is_out_of_memory
 from frozenfusion.errors import UserError
 from frozenfusion.files import read_json
 from frozenfusion.fit import Trainer
-from frozenfusion.fusion import head_class, why_not
+from frozenfusion.fusion import head_class
 from frozenfusion.material import Material
 from frozenfusion.model import PairClassifier, build_model, count_parameters, save_setup, save_weights
 from frozenfusion.options import TrainOptions
 from frozenfusion.progress import Progress, duration, log
 from frozenfusion.report import plot_curves, plot_learning_rate
 from frozenfusion.store_file import WriterLock
+from frozenfusion.text import weights_digest
 
 # Options that a training cannot change on its way: with another value it would be another run.
 FIXED = (
@@ -43,6 +44,13 @@ FIXED = (
     "val_fraction",
     "precision",
 )
+
+
+PAIRS, FROZEN_WEIGHTS = "pairs", "frozen text encoder"
+_TOLD = {
+    PAIRS: "pairs: their texts, labels, images or split are not the same",
+    FROZEN_WEIGHTS: "frozen text encoder: its weights are not the same",
+}
 
 
 @dataclass(frozen=True)
@@ -72,9 +80,6 @@ def train(options: TrainOptions, material: Material | None = None, *, talk: bool
     folder = RunFolder(options.run or default_folder(head))
     folder.check_free()
     material = material or Material(options)
-    reason = why_not(head, regions=material.regions)
-    if reason:
-        raise UserError(reason)
     with _locked(folder):
         state = _state(folder, options, material, head, seed)
         if state.epochs >= options.epochs and folder.is_finished(state.epochs):
@@ -114,7 +119,7 @@ def _state(folder: RunFolder, options: TrainOptions, material: Material, head: s
         "--seed": seed,
         **{f"--{name.replace('_', '-')}": getattr(options, name) for name in FIXED},
         "image features": dict(material.store.fingerprint),
-        "pairs": material.digest,
+        PAIRS: material.digest,
     }
     if options.resume == "never" and folder.config.exists():
         raise UserError(f"{folder.path}: holds a training, and --resume never keeps off those: choose another --run")
@@ -123,6 +128,11 @@ def _state(folder: RunFolder, options: TrainOptions, material: Material, head: s
         if options.resume == "always":
             raise UserError(f"{folder.path}: no training to go on with, and --resume always asks for one: check --run")
         return State(made_from)
+    _refuse_changes(folder, state, made_from)
+    return state
+
+
+def _refuse_changes(folder: RunFolder, state: State, made_from: Mapping[str, Any]) -> None:
     changes = [
         _change(name, state.made_from.get(name), value)
         for name, value in made_from.items()
@@ -132,12 +142,11 @@ def _state(folder: RunFolder, options: TrainOptions, material: Material, head: s
         raise UserError(
             f"{folder.path}: was trained otherwise ({'; '.join(changes)}): give the same again, or choose another --run"
         )
-    return state
 
 
 def _change(name: str, old: Any, new: Any) -> str:
-    if name == "pairs":
-        return "pairs: their texts, labels, images or split are not the same"
+    if name in _TOLD:
+        return _TOLD[name]
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         parts = sorted(part for part in old.keys() | new.keys() if old.get(part) != new.get(part))
         return f"{name}: " + ", ".join(f"{part} {old.get(part)} → {new.get(part)}" for part in parts)
@@ -148,6 +157,11 @@ def _run(
     folder: RunFolder, state: State, options: TrainOptions, material: Material, head: str, seed: int, talk: bool
 ) -> TrainedRun:
     encoder = material.text_encoder(seed) if "text" in head_class(head).uses else None
+    if encoder is not None and options.freeze_text:  # its weights are no part of the checkpoint
+        frozen = {FROZEN_WEIGHTS: weights_digest(encoder)}
+        if state.epochs:
+            _refuse_changes(folder, state, frozen)
+        state.made_from = {**state.made_from, **frozen}
     model = build_model(material.model_config(head), encoder, seed)
     trainer = Trainer(
         model,

@@ -95,6 +95,14 @@ def test_token_features_are_kept_only_where_they_are_asked_for(
     assert sorted(FeatureStore(path).shape for path in files(tmp_path)) == [(16, 32), (32,)]
 
 
+def test_both_outputs_come_from_one_pass(cache: Callable[..., CachedTexts], monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = counted(monkeypatch)
+    both = cache(tokens=True)
+    assert sum(sizes) == 100
+    assert both.pooled_only().batch(np.arange(9)).pooled.equal(cache().batch(np.arange(9)).pooled)
+    assert sum(sizes) == 100
+
+
 def test_pooled_features_need_no_batches_of_like_length(cache: Callable[..., CachedTexts]) -> None:
     assert set(cache().lengths.tolist()) == {1}
 

@@ -25,6 +25,7 @@ from frozenfusion.model import build_model, load_model
 from frozenfusion.options import TrainOptions
 from frozenfusion.splits import Split
 from frozenfusion.store import FeatureStore, StoreWriter
+from frozenfusion.text import load_text_encoder
 from frozenfusion.train import read_run, train
 
 
@@ -246,6 +247,19 @@ def test_going_on_with_other_options_is_refused_and_each_is_named(
         train(changed(options, **changes))
     assert told in str(error.value)
     assert "another --run" in str(error.value)
+
+
+def test_going_on_with_another_frozen_encoder_under_the_same_name_is_refused(
+    options: TrainOptions, tmp_path: Path
+) -> None:
+    encoder = tiny.make_text_encoder(tmp_path / "encoder")
+    options = changed(options, freeze_text=True, text_encoder=str(encoder), text_weights="pretrained")
+    for seed in (0, 1):
+        load_text_encoder(encoder, "random", seed).save_pretrained(encoder)
+        if seed == 0:
+            train(changed(options, epochs=1))
+    with pytest.raises(UserError, match="frozen text encoder: its weights are not the same"):
+        train(options)
 
 
 def test_going_on_with_other_features_is_refused(options: TrainOptions, tmp_path: Path) -> None:
