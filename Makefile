@@ -5,11 +5,28 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
+# The demo, and how large it is: its test runs a smaller one.
+DEMO ?= demo
+PAIRS ?= 600
+EPOCHS ?= 12
+SEEDS ?= 0 1 2
+
 .PHONY: demo test clean
 
 demo: .venv/installed
-	$(PY) -m frozenfusion.sample demo/data
-	$(PY) extract_features.py demo/data --cache demo/features.h5 --backbone efficientnet-b0 --weights random
+	$(PY) -m frozenfusion.sample $(DEMO)/data --pairs $(PAIRS)
+	$(PY) extract_features.py $(DEMO)/data --cache $(DEMO)/features.h5 \
+		--backbone efficientnet-b0 --weights random --image-size 128
+	$(PY) train_head.py $(DEMO)/data --cache $(DEMO)/features.h5 --run $(DEMO)/runs/concat \
+		--text-encoder $(DEMO)/data/text-encoder --text-weights random --lr 1e-3 --epochs $(EPOCHS)
+	$(PY) evaluate.py $(DEMO)/runs/concat $(DEMO)/data --cache $(DEMO)/features.h5
+	$(PY) train_head.py $(DEMO)/data --cache $(DEMO)/features.h5 --run $(DEMO)/runs/heads --fusion all --seeds $(SEEDS) \
+		--text-encoder $(DEMO)/runs/concat --freeze-text --lr 1e-3 --epochs $(EPOCHS)
+	$(PY) evaluate.py $(DEMO)/runs/heads $(DEMO)/data --cache $(DEMO)/features.h5
+	@echo
+	@echo "The image network has random weights and the text encoder never saw other text than this sample's:"
+	@echo "the figures show that the pipeline works, not what the real networks reach (README: the real run)."
+	@echo "Look at $(DEMO)/runs/heads/comparison/report.html"
 
 test: .venv/installed-dev
 	.venv/bin/ruff check .
