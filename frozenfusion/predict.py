@@ -9,24 +9,26 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from frozenfusion.comparison import MODALITIES
 from frozenfusion.dataset import Batch, PairDataset, Rows
 from frozenfusion.errors import UserError
-from frozenfusion.model import PairClassifier, load_model
+from frozenfusion.fusion import head_class
+from frozenfusion.model import ENCODER_FILE, PairClassifier, build_model, load_model, load_weights
 from frozenfusion.pairs import Pairs
-from frozenfusion.progress import Progress
+from frozenfusion.progress import Progress, log
 from frozenfusion.runs import WEIGHTS, Run
 from frozenfusion.store import FeatureStore
-from frozenfusion.text import TextFeatures, batches_in_order_of_length, tokenize, weights_digest
-
-MODELS_AT_ONCE = 16  # that share a frozen text encoder and are in memory together
+from frozenfusion.text import TextFeatures, TokenizedTexts, batches_in_order_of_length, load_tokenizer, tokenize
+from frozenfusion.text_cache import cached_texts
 
 Floats = NDArray[np.float64]
 
@@ -48,118 +50,118 @@ class Predicted:
     parts: Mapping[str, Floats]  # of the classifiers that see one modality, in heads that have them
 
 
-class Loaded(NamedTuple):
-    """A run with its model, and the pairs as its tokenizer reads them."""
-
-    run: Run
-    model: PairClassifier
-    dataset: PairDataset
-    reader: str | None  # names the text encoder: equal names, equal parameters; None where no text is read
-
-
 class Predictor:
-    """Runs over the pairs called `ids`: texts are tokenised once a tokenizer, and a frozen encoder that runs share
-    reads them once for up to MODELS_AT_ONCE of them."""
+    """Runs over the pairs called `ids`, with all that they share read once.
+
+    A text is tokenised once a tokenizer. What a frozen text encoder makes of it is cached beside the image features,
+    as in training, so that runs that share the encoder, and later evaluations, do not read it again.
+    """
 
     def __init__(
         self, pairs: Pairs, ids: Sequence[str], store: FeatureStore, data: Path, checkpoint: str, arithmetic: Arithmetic
     ) -> None:
         self._pairs, self._ids, self._store, self._data = pairs, list(ids), store, data
         self._checkpoint, self._arithmetic = checkpoint, arithmetic
-        self._datasets: dict[str, PairDataset] = {}
+        self._encoders: dict[str, PreTrainedModel] = {}
+        self._datasets: dict[tuple[object, ...], PairDataset] = {}
 
     def predictions(self, runs: Sequence[Run], withheld: str | None = None) -> Iterator[tuple[Run, Predicted]]:
-        """What each run predicts of all pairs, in the order of the runs; see `predict`. Raises UserError."""
+        """What each run predicts of all pairs; see `predict`. Raises UserError."""
         with Progress(len(runs) * len(self._ids), "pairs", "evaluation") as progress:
-            for group in self._groups(runs):
-                models = [loaded.model for loaded in group]
+            for run in runs:
+                model, dataset = self._load(run)
                 try:
-                    found = predict(models, group[0].dataset, self._arithmetic, withheld=withheld, progress=progress)
+                    predicted = predict(model, dataset, self._arithmetic, withheld=withheld, progress=progress)
                 except torch.OutOfMemoryError as error:
                     raise UserError(
                         f"{self._arithmetic.device} has too little memory for --batch-size "
                         f"{self._arithmetic.batch_size}: choose a smaller one"
                     ) from error
-                for loaded, predicted in zip(group, found, strict=True):
-                    if not np.isfinite(predicted.probabilities).all():
-                        raise UserError(f"{loaded.run.folder}: its predictions are not numbers: train it again")
-                    yield loaded.run, predicted
+                if not np.isfinite(predicted.probabilities).all():
+                    raise UserError(f"{run.folder}: its predictions are not numbers: train it again")
+                yield run, predicted
 
     def attention(self, run: Run, rows: Rows) -> NDArray[np.float32] | None:
         """How much a run looks at each image region of some pairs (b, r); None where its head has no such attention."""
-        loaded = self._load(run)
-        batch = loaded.dataset.batch(rows)
+        model, dataset = self._load(run)
+        batch = dataset.batch(rows)
         with torch.inference_mode(), _autocast(self._arithmetic):
-            text = _encoded(loaded.model, batch)
-            output = loaded.model.outputs(text, batch.image, batch.present, attention=True)
+            output = model.outputs(_encoded(model, batch), batch.image, batch.present, attention=True)
         maps = output.parts.get("attention")
         return None if maps is None or maps.shape[1] < 2 else maps.float().cpu().numpy()
 
-    def _groups(self, runs: Sequence[Run]) -> Iterator[list[Loaded]]:
-        """The runs, loaded, together where one text encoder serves all of a group."""
-        group: list[Loaded] = []
-        for run in runs:
-            loaded = self._load(run)
-            if group and not _belongs(loaded, group):
-                yield group
-                group = []
-            first = next((each for each in group if each.reader is not None), None)
-            if first is not None and loaded.reader is not None:
-                loaded.model.text_encoder = first.model.text_encoder  # its own copy can go
-            group.append(loaded)
-        yield group
+    def _load(self, run: Run) -> tuple[PairClassifier, PairDataset]:
+        """The run's model, and the pairs as it reads them."""
+        weights, shared = WEIGHTS[self._checkpoint], _frozen_encoder(run)
+        if shared in self._encoders:
+            model = build_model(run.model, self._encoders[shared], seed=0).eval()
+            load_weights(model, run.folder / weights)
+        else:
+            model, _ = load_model(run.folder, weights)
+            if shared is not None and model.text_encoder is not None:
+                self._encoders[shared] = model.text_encoder
+        model.to(self._arithmetic.device)
+        return model, self._dataset(run) if shared is None else self._cached(run, model, shared)
 
-    def _load(self, run: Run) -> Loaded:
-        model, tokenizer = load_model(run.folder, WEIGHTS[self._checkpoint])
-        key = f"{model.config.max_length} {_digest(run.folder / 'tokenizer')}"
+    def _dataset(self, run: Run) -> PairDataset:
+        """The pairs with texts as the run's tokenizer cuts them."""
+        key = (run.model.max_length, _digest(run.folder / "tokenizer"))
         if key not in self._datasets:
             texts = [self._pairs[int(row)].text for row in self._pairs.rows(self._ids)]
-            tokens = tokenize(tokenizer, texts, model.config.max_length)
+            tokens = tokenize(load_tokenizer(run.folder / "tokenizer"), texts, run.model.max_length)
             self._datasets[key] = PairDataset(
                 self._pairs, self._ids, self._store, tokens, data=self._data, device=self._arithmetic.device
             )
-        reader = None
-        if model.text_encoder is not None:
-            reader = weights_digest(model.text_encoder) if model.config.freeze_text else str(run.folder)
-        return Loaded(run, model.to(self._arithmetic.device), self._datasets[key], reader)
+        return self._datasets[key]
 
-
-def _belongs(loaded: Loaded, group: Sequence[Loaded]) -> bool:
-    readers = {each.reader for each in group if each.reader is not None}
-    return (
-        len(group) < MODELS_AT_ONCE
-        and loaded.dataset is group[0].dataset
-        and (loaded.reader is None or not readers or loaded.reader in readers)
-    )
+    def _cached(self, run: Run, model: PairClassifier, encoder: str) -> PairDataset:
+        """The pairs with texts as the run's frozen encoder understands them; where they cannot be kept, as tokens."""
+        plain = self._dataset(run)
+        key = (encoder, id(plain), model.head.needs_tokens)
+        if key not in self._datasets:
+            try:
+                texts = cached_texts(
+                    self._encoders[encoder],
+                    cast(TokenizedTexts, plain.texts),
+                    self._ids,
+                    self._store.path,
+                    tokens=model.head.needs_tokens,
+                    device=self._arithmetic.device,
+                    autocast=self._arithmetic.autocast,
+                )
+                self._datasets[key] = plain.with_texts(texts)
+            except UserError as error:
+                log.warning("text features are not kept, each run reads the texts anew: %s", error)
+                self._datasets[key] = plain
+        return self._datasets[key]
 
 
 @torch.inference_mode()
 def predict(
-    models: Sequence[PairClassifier],
+    model: PairClassifier,
     dataset: PairDataset,
     arithmetic: Arithmetic,
     *,
     withheld: str | None = None,
     progress: Progress | None = None,
-) -> list[Predicted]:
-    """What each model predicts of every pair; models that read the text share one text encoder, which runs once.
+) -> Predicted:
+    """What a model predicts of every pair.
 
-    `withheld` hides "text" or "image". Without it, models that use both are also asked without each.
+    `withheld` hides "text" or "image". Without it, a model that uses both is also asked without each; its texts are
+    encoded once for all three.
     """
-    asked = [_questions(model, withheld) for model in models]
-    found: list[dict[str, Tensor]] = [{} for _ in models]
-    reader = next((model for model in models if model.text_encoder is not None), None)
+    questions = _questions(model, withheld)
+    logits: dict[str, Tensor] = {}
     for rows in batches_in_order_of_length(dataset.lengths, arithmetic.batch_size):
         batch = dataset.batch(rows)
         places = torch.from_numpy(rows).to(arithmetic.device)
         with _autocast(arithmetic):
-            text = _encoded(reader, batch)
-            for model, hidden, kept in zip(models, asked, found, strict=True):
-                for name, logits in _answers(model, text, batch, hidden).items():
-                    kept.setdefault(name, logits.new_empty(len(dataset), logits.shape[1]))[places] = logits
+            answers = _answers(model, _encoded(model, batch), batch, questions)
+        for name, values in answers.items():
+            logits.setdefault(name, values.new_empty(len(dataset), values.shape[1]))[places] = values
         if progress:
-            progress.update(len(rows) * len(models))
-    return [_predicted(kept) for kept in found]
+            progress.update(len(rows))
+    return _predicted(logits)
 
 
 def _autocast(arithmetic: Arithmetic) -> torch.autocast:
@@ -173,10 +175,10 @@ def _questions(model: PairClassifier, withheld: str | None) -> dict[str, str | N
     return {"all": None, **{f"without {name}": name for name in MODALITIES}}
 
 
-def _encoded(reader: PairClassifier | None, batch: Batch) -> TextFeatures | None:
-    if reader is None or reader.text_encoder is None:
+def _encoded(model: PairClassifier, batch: Batch) -> TextFeatures | None:
+    if model.text_encoder is None:
         return None
-    return batch.text if isinstance(batch.text, TextFeatures) else reader.encode_text(**batch.text)
+    return batch.text if isinstance(batch.text, TextFeatures) else model.encode_text(**batch.text)
 
 
 def _answers(
@@ -205,9 +207,21 @@ def _predicted(logits: Mapping[str, Tensor]) -> Predicted:
     )
 
 
-def _digest(folder: Path) -> str:
-    """Digest of the files of a folder."""
+def _frozen_encoder(run: Run) -> str | None:
+    """What names a run's frozen text encoder: equal names, equal encoders. None where it has none."""
+    if not run.model.freeze_text or "text" not in head_class(run.head).uses:
+        return None
+    try:
+        with safe_open(run.folder / ENCODER_FILE, framework="pt") as file:
+            weights = (file.metadata() or {}).get("digest")
+        return f"{weights} {_digest(run.folder / 'text_encoder', '.json')}" if weights else str(run.folder)
+    except (SafetensorError, OSError):
+        return str(run.folder)  # load_model says what is wrong
+
+
+def _digest(folder: Path, suffix: str = "") -> str:
+    """Digest of the files of a folder whose names end so."""
     digest = hashlib.blake2b(digest_size=16)
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+    for path in sorted(path for path in folder.iterdir() if path.is_file() and path.name.endswith(suffix)):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()

@@ -12,9 +12,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from trained import make_run, make_world
 
-from frozenfusion import metrics
+from frozenfusion import metrics, predict, text_cache
 from frozenfusion.errors import UserError
 from frozenfusion.evaluation import Evaluation, evaluate
+from frozenfusion.model import PairClassifier
 from frozenfusion.options import EvaluateOptions
 from frozenfusion.splits import Split
 from frozenfusion.store import FeatureStore
@@ -95,6 +96,34 @@ def test_runs_that_share_a_frozen_encoder_predict_what_they_predict_alone(world:
         np.testing.assert_allclose(together[name].probabilities, alone.probabilities, atol=1e-6)
         for modality, of in alone.without.items():
             np.testing.assert_allclose(together[name].without[modality], of, atol=1e-6)
+
+
+def test_a_frozen_encoder_reads_the_texts_once_for_all_runs_and_evaluations(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    first = run_on(world, "concat-seed0", out=tmp_path).predictions["concat-seed0"]
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("the texts were encoded again")
+
+    monkeypatch.setattr(text_cache, "encode", refuse)
+    monkeypatch.setattr(PairClassifier, "encode_text", refuse)
+    again = run_on(world, "concat-seed0", "concat-seed1", out=tmp_path).predictions["concat-seed0"]
+    np.testing.assert_array_equal(again.probabilities, first.probabilities)
+
+
+def test_where_text_features_cannot_be_kept_each_run_reads_the_texts(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    kept = run_on(world, "concat-seed0", out=tmp_path).predictions["concat-seed0"]
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise UserError("the file system is read-only")
+
+    monkeypatch.setattr(predict, "cached_texts", refuse)
+    found = run_on(world, "concat-seed0", "concat-seed1", out=tmp_path).predictions["concat-seed0"]
+    assert caplog.text.count("text features are not kept") == 1
+    np.testing.assert_allclose(found.probabilities, kept.probabilities, atol=1e-6)
 
 
 def test_metrics_of_a_run_are_those_of_its_predictions(world: Path, tmp_path: Path):
