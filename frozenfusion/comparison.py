@@ -198,8 +198,7 @@ def _resampled_scores(
 ) -> list[dict[str, Floats]]:
     """For each row and figure the scores (s, k) of its seeds on one draw of pairs that all rows share."""
     predictions = [probabilities.argmax(1) for row in given for probabilities in row]
-    drawn = metrics.bootstrap(labels, predictions, classes, resamples=resamples, seed=seed)
-    scores = metrics.scores(drawn)
+    scores = metrics.bootstrap(labels, predictions, classes, resamples=resamples, seed=seed)
     ends = np.cumsum([len(row) for row in given])[:-1]
     parts = {name: np.split(getattr(scores, name), ends) for name in FIGURES}
     return [{name: parts[name][place] for name in FIGURES} for place in range(len(given))]

@@ -5,9 +5,9 @@ Shapes: n pairs, c classes, m classifiers that predict the same pairs, k resampl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,10 +45,13 @@ def confusion_matrix(labels: Ints, predictions: Ints, classes: int) -> Ints:
 def scores(confusion: NDArray[np.number]) -> Scores:
     """Figures of a confusion matrix (..., c, c), rows labels and columns predictions."""
     counts = np.asarray(confusion, dtype=np.float64)
-    right = np.diagonal(counts, axis1=-2, axis2=-1)
-    support, predicted, total = counts.sum(-1), counts.sum(-2), counts.sum((-2, -1))
+    return _scores(np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(-1), counts.sum(-2))
+
+
+def _scores(right: NDArray[Any], support: NDArray[Any], predicted: NDArray[Any]) -> Scores:
+    """Figures of the right pairs, all pairs and predictions of each class, (..., c) each."""
+    total, seen = support.sum(-1), support + predicted > 0
     f1 = _ratio(2 * right, support + predicted)
-    seen = support + predicted > 0
     return Scores(
         accuracy=_ratio(right.sum(-1), total),
         macro_f1=_ratio((f1 * seen).sum(-1), seen.sum(-1)),
@@ -60,26 +63,41 @@ def scores(confusion: NDArray[np.number]) -> Scores:
     )
 
 
-def bootstrap(
-    labels: Ints, predictions: Sequence[Ints], classes: int, *, resamples: int, seed: int
-) -> NDArray[np.float32]:
-    """Confusion matrices of resampled pairs: (m, k, c, c).
+class Resampled(NamedTuple):
+    """Figures of m classifiers in k resamples, (m, k) each."""
 
-    Pairs are drawn with replacement, n at a time; one draw serves all m classifiers, so that their differences are
+    accuracy: Floats
+    macro_f1: Floats
+    weighted_f1: Floats
+
+
+def bootstrap(labels: Ints, predictions: Sequence[Ints], classes: int, *, resamples: int, seed: int) -> Resampled:
+    """Figures of predictions (n,) on resampled pairs.
+
+    Pairs are drawn with replacement, n at a time; one draw serves all classifiers, so that their differences are
     paired.
     """
-    n = len(labels)
-    joint = np.concatenate([_one_hot(labels * classes + row, classes * classes) for row in predictions], axis=1)
-    found = np.empty((resamples, joint.shape[1]), dtype=np.float32)
+    found = Resampled(*(np.empty((len(predictions), resamples)) for _ in Resampled._fields))
+    of_label = _one_hot(labels, classes)
+    right = [of_label * (row == labels)[:, None] for row in predictions]
     generator = np.random.default_rng(seed)
+    for part, times in _draws(len(labels), resamples, generator):
+        support = times @ of_label
+        for place, row in enumerate(predictions):
+            drawn = _scores(times @ right[place], support, times @ _one_hot(row, classes))
+            for name in Resampled._fields:
+                getattr(found, name)[place, part] = getattr(drawn, name)
+    return found
+
+
+def _draws(n: int, resamples: int, generator: np.random.Generator) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    """How often each of n pairs is drawn, in stretches of the resamples that memory holds: (stretch, n)."""
     at_a_time = max(1, _CELLS_A_TIME // max(n, 1))
     for start in range(0, resamples, at_a_time):
         size = min(at_a_time, resamples - start)
         drawn = generator.integers(0, n, (size, n))
         drawn += np.arange(size)[:, None] * n
-        times = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n)
-        found[start : start + size] = times.astype(np.float32) @ joint
-    return found.reshape(resamples, len(predictions), classes, classes).swapaxes(0, 1)
+        yield slice(start, start + size), np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n).astype("f4")
 
 
 def over_seeds(values: Floats, *, seed: int | Sequence[int]) -> Floats:

@@ -41,7 +41,7 @@ def write_metrics(
     labels, names = comparison.labels, comparison.label_names
     runs = [run for row in comparison.heads for run in row.runs]
     predictions = [run.probabilities.argmax(1) for run in runs]
-    drawn = metrics.scores(metrics.bootstrap(labels, predictions, len(names), resamples=resamples, seed=seed))
+    drawn = metrics.bootstrap(labels, predictions, len(names), resamples=resamples, seed=seed)
     beside = {row.name: _scores(labels, row.probabilities[0], len(names)) for row in comparison.rows if not row.runs}
     for place, (run, predicted) in enumerate(zip(runs, predictions, strict=True)):
         confusion = metrics.confusion_matrix(labels, predicted, len(names))
