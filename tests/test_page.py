@@ -257,7 +257,7 @@ def test_a_browser_shows_the_page_without_running_or_fetching_anything(page: Pag
     )
     with Image.open(shot) as image:
         assert image.size == (1000, 2000)
-        assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 100
+        assert len(image.convert("RGB").getcolors(2**24)) > 100
     done = subprocess.run(
         [BROWSER, *flags, "--dump-dom", path.as_uri()], check=True, capture_output=True, text=True, timeout=120
     )
