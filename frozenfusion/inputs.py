@@ -90,7 +90,7 @@ class Inputs:
             notes.append("No baselines: they are fitted on the run's train part, which is not in this data.")
         if any(self.shared):
             notes.append(
-                f"{self.shared.texts:,} texts and {self.shared.images:,} images of the {n:,} {self.part.name} pairs "
-                "also occur in the train part: the figures flatter."
+                f"{self.shared.texts:,} of the {n:,} {self.part.name} pairs have a text, and {self.shared.images:,} "
+                "an image, that also occurs in the train part: the figures flatter."
             )
         return notes

@@ -235,7 +235,7 @@ def test_pairs_that_the_train_part_repeats_are_counted_and_warned_of(tmp_path: P
     split = Split("seeded", 0, ids[6:], ids[4:6], ids[:4])
     make_run(world, "image", "image", split=split)
     run_on(world, "image", out=tmp_path / "out")
-    assert "1 texts and 0 images of the 4 test pairs also occur in the train part" in caplog.text
+    assert "1 of the 4 test pairs have a text, and 0 an image, that also occurs in the train part" in caplog.text
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["shared_with_train"] == {"texts": 1, "images": 0}
 
 
