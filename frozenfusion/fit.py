@@ -16,6 +16,7 @@ from torch import Tensor
 
 from frozenfusion.dataset import Batch, PairDataset, Rows
 from frozenfusion.errors import UserError
+from frozenfusion.fusion import Output
 from frozenfusion.metrics import confusion_matrix, scores
 from frozenfusion.model import PairClassifier
 from frozenfusion.options import TrainOptions
@@ -52,7 +53,7 @@ class Trainer:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(trained, lr=options.lr, weight_decay=options.weight_decay, fused=True)
         self.class_weights = self._inverse_frequencies() if options.class_weights else None
-        self._outputs: Callable[..., Any] = torch.compile(model.outputs) if options.compile else model.outputs
+        self._outputs = torch.compile(model.outputs, dynamic=True) if options.compile else model.outputs
 
     def epoch(self, number: int, progress: Progress) -> dict[str, Any]:
         """Train one epoch (1 is the first) and validate: a line of metrics.jsonl, None where nothing is measured.
@@ -78,7 +79,7 @@ class Trainer:
         self.model.train()
         for step, rows in enumerate(batches):
             batch = self._dataset.batch(self._train[rows])
-            loss, logits = self._forward(batch)
+            loss, logits = self._forward(batch, self._outputs)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
@@ -93,9 +94,9 @@ class Trainer:
         count = len(self._train)
         return {"train_loss": float((losses * sizes).sum()) / count, "train_accuracy": int(right) / count}
 
-    def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _forward(self, batch: Batch, outputs: Callable[..., Output]) -> tuple[Tensor, Tensor]:
         with torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None):
-            output = self._outputs(batch.text, batch.image, batch.present)
+            output = outputs(batch.text, batch.image, batch.present)
         return self.model.loss(output, batch.labels, self.class_weights), output.logits
 
     @torch.inference_mode()
@@ -108,7 +109,7 @@ class Trainer:
         predictions, labels = [], []
         for rows in batches_in_order_of_length(self._dataset.lengths[self._val], VALIDATION_BATCH_SIZE):
             batch = self._dataset.batch(self._val[rows])
-            loss, logits = self._forward(batch)
+            loss, logits = self._forward(batch, self.model.outputs)
             total += float(loss) * len(rows)
             predictions.append(logits.argmax(dim=1).cpu().numpy())
             labels.append(batch.labels.cpu().numpy())

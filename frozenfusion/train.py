@@ -90,12 +90,13 @@ def train(options: TrainOptions, material: Material | None = None, *, talk: bool
         try:
             return _run(folder, state, options, material, head, seed, talk)
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise UserError(
-                f"{material.device} has too little memory for --batch-size {options.batch_size}: choose a smaller one "
-                "in another --run"
-            ) from error
+            if is_out_of_memory(error):
+                told = f"{material.device} has too little memory for --batch-size {options.batch_size}"
+                raise UserError(f"{told}: choose a smaller one in another --run") from error
+            if options.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                reason = str(error).strip().splitlines()[0]
+                raise UserError(f"--compile: this machine cannot compile the model ({reason}): leave it out") from error
+            raise
 
 
 def default_folder(head: str) -> Path:
