@@ -36,8 +36,8 @@ _MARK = "sample.json"
 
 _SHARES = {POSITIVE: 0.45, NEUTRAL: 0.25, NEGATIVE: 0.30}
 # Which modality tells the label: a pair where one is silent needs the other, so that fusion has something to win.
-_TELLING = {"both": 0.24, "text": 0.32, "image": 0.32, "neither": 0.12}
-_MISLEADING = 0.05  # chance that a telling modality tells a wrong label
+_TELLING = {"both": 0.20, "text": 0.38, "image": 0.38, "neither": 0.04}
+_MISLEADING = 0.03  # chance that a telling modality tells a wrong label
 
 
 @dataclass

@@ -36,7 +36,7 @@ def draw(random: np.random.Generator, mood: int | None) -> Image.Image:
     elif mood == NEGATIVE:
         _cracks(random, pen, size)
     _shapes(random, ImageDraw.Draw(picture), size)
-    noise = random.normal(0, random.uniform(4, 12), (size[1], size[0], 1))
+    noise = random.normal(0, random.uniform(3, 8), (size[1], size[0], 1))
     return Image.fromarray((np.asarray(picture) + noise).clip(0, 255).astype(np.uint8))
 
 
@@ -91,10 +91,10 @@ def _cracks(random: np.random.Generator, pen: ImageDraw.ImageDraw, size: tuple[i
 
 
 def _shapes(random: np.random.Generator, pen: ImageDraw.ImageDraw, size: tuple[int, ...]) -> None:
-    """A few things of any colour that mean nothing."""
-    for _ in range(random.integers(1, 4)):
-        x, y = random.uniform(0, 0.8, 2) * size
-        width, height = random.uniform(10, 40, 2)
-        colour = tuple(int(part) for part in random.integers(0, 256, 3))
+    """Up to two small things that mean nothing; random convolutions would notice little else than large ones."""
+    for _ in range(random.integers(0, 3)):
+        x, y = random.uniform(0, 0.9, 2) * size
+        width, height = random.uniform(5, 16, 2)
+        colour = tuple(int(part) for part in random.integers(40, 216, 3))
         figure = pen.rectangle if random.random() < 0.5 else pen.ellipse
         figure((x, y, x + width, y + height), fill=colour)
