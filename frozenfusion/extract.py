@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from frozenfusion import bad_images
 from frozenfusion.backbone import Backbone, build_backbone
-from frozenfusion.device import choose_device, is_out_of_memory
+from frozenfusion.device import choose_device
 from frozenfusion.errors import UserError
 from frozenfusion.images import MISSING, OK, PENDING, BadImage, decode_image, file_digest, read_image_file
 from frozenfusion.options import ExtractOptions
 from frozenfusion.pairs import Pairs, read_pairs
 from frozenfusion.progress import Progress, duration, log
+from frozenfusion.runtime import Ticket
 from frozenfusion.store import STATUS_NAMES, StoreWriter
 
 BATCHES_AHEAD = 4  # decoded or being decoded while the network works
@@ -93,7 +93,7 @@ def extract(options: ExtractOptions) -> ExtractSummary:
     """
     pairs = read_pairs(options.data)
     log.info(pairs.summary())
-    device = choose_device(options.device)
+    choose_device(options.device)  # a wrong one is told before anything is written
     backbone = build_backbone(
         options.backbone,
         options.weights,
@@ -109,7 +109,7 @@ def extract(options: ExtractOptions) -> ExtractSummary:
         timing = Timing()
         try:
             if tasks:
-                timing = _Extraction(writer, backbone, options, device, reasons).run(tasks)
+                timing = _Extraction(writer, backbone, options, reasons).run(tasks)
             if options.rebuild:
                 writer.publish()
         finally:
@@ -204,47 +204,40 @@ class _Extraction:
     """The loop: workers decode ahead while the network computes, and rows are written as they come."""
 
     def __init__(
-        self,
-        writer: StoreWriter,
-        backbone: Backbone,
-        options: ExtractOptions,
-        device: torch.device,
-        reasons: dict[str, str],
+        self, writer: StoreWriter, backbone: Backbone, options: ExtractOptions, reasons: dict[str, str]
     ) -> None:
-        self._writer, self._backbone, self._options, self._device = writer, backbone, options, device
-        self._reasons = reasons
-        self._batch_size = options.batch_size or (8 if device.type == "cpu" else 128)
+        self._writer, self._backbone, self._options, self._reasons = writer, backbone, options, reasons
         self._timing = Timing()
+        self._started: deque[tuple[list[Decoded], Ticket]] = deque()
 
     def run(self, tasks: list[Task]) -> Timing:
         """Compute every task's row, or mark why it cannot be."""
-        self._prepare(len(tasks))
-        began = time.perf_counter()
-        with Progress(len(tasks), "img", "extracting") as progress, self._pool() as pool:
+        runner = self._backbone.prepare(
+            self._options.device, self._options.runtime, images_left=len(tasks), batch_size=self._options.batch_size
+        )
+        log.info("extracting on %s", runner)
+        size, began = runner.batch_size, time.perf_counter()
+        with Progress(len(tasks), "img", "extracting") as self._progress, self._pool() as pool:
             batch: list[Decoded] = []
-            for image in self._timed(_in_order(pool, self._decode, tasks, BATCHES_AHEAD * self._batch_size)):
+            for image in self._timed(_in_order(pool, self._decode, tasks, BATCHES_AHEAD * size)):
                 self._timing.decode += image.seconds
                 if image.pixels is None:
                     self._mark(image)
-                    progress.update(1)
-                else:
-                    batch.append(image)
-                if len(batch) == self._batch_size:
-                    self._compute(batch)
-                    progress.update(len(batch))
+                    continue
+                batch.append(image)
+                if len(batch) == size:
+                    self._start(batch)
                     batch = []
+                    while len(self._started) >= runner.in_flight:
+                        self._finish()
             if batch:
-                self._compute(batch)
-                progress.update(len(batch))
+                self._start(batch)
+            while self._started:
+                self._finish()
         self._writer.commit()
         self._timing.images = len(tasks)
         self._timing.total = time.perf_counter() - began
         return self._timing
-
-    def _prepare(self, images_left: int) -> None:
-        self._backbone.prepare(
-            self._device, runtime=self._options.runtime, images_left=images_left, batch_size=self._batch_size
-        )
 
     def _pool(self) -> ThreadPoolExecutor:
         # Threads, because Pillow lets go of the interpreter while it decodes and resizes.
@@ -276,41 +269,28 @@ class _Extraction:
         self._reasons[self._writer.store.names([row])[0]] = image.bad.reason
         stat = NO_FILE if image.bad.status == MISSING else image.stat
         self._writer.mark([row], image.bad.status, None if image.digest is None else [image.digest], [stat])
+        self._progress.update(1)
 
-    def _compute(self, batch: list[Decoded]) -> None:
+    def _start(self, batch: list[Decoded]) -> None:
         began = time.perf_counter()
-        features = self._forward(np.stack([image.pixels for image in batch if image.pixels is not None]))
-        forwarded = time.perf_counter()
-        if not np.isfinite(features).all():
-            raise UserError(
-                f"{self._options.cache}: the network's output is not finite in {self._options.precision} stored as "
-                f"{self._options.dtype}: check --weights, or use --precision float32 --dtype float32"
-            )
+        ticket = self._backbone.start(np.stack([image.pixels for image in batch if image.pixels is not None]))
+        self._started.append((batch, ticket))
+        self._timing.forward += time.perf_counter() - began
+
+    def _finish(self) -> None:
+        began = time.perf_counter()
+        batch, ticket = self._started.popleft()
+        features = self._backbone.finish(ticket)
+        computed = time.perf_counter()
         self._writer.write(
             [image.task.row for image in batch],
             features,
             [image.digest or b"" for image in batch],
             [image.stat for image in batch],
         )
-        self._timing.forward += forwarded - began
-        self._timing.write += time.perf_counter() - forwarded
-
-    def _forward(self, images: np.ndarray) -> np.ndarray:
-        """Features of `images` (b, s, s, 3), in smaller batches from now on if the memory does not suffice."""
-        while True:
-            try:
-                parts = range(0, len(images), self._batch_size)
-                return np.concatenate([self._backbone(images[start : start + self._batch_size]) for start in parts])
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                if self._batch_size == 1:
-                    raise UserError(
-                        f"{self._device}: out of memory with one image at a time: free memory, or use --device cpu"
-                    ) from error
-            self._batch_size //= 2
-            log.warning(f"out of memory: going on with batches of {self._batch_size}")
-            self._prepare(0)
+        self._timing.forward += computed - began
+        self._timing.write += time.perf_counter() - computed
+        self._progress.update(len(batch))
 
 
 def _in_order(

@@ -1,0 +1,122 @@
+"""EfficientNet for inference alone: pixels in, features out, batch norm inside the convolutions.
+
+Shapes: b images, s pixels a side, d features, r image regions.
+"""
+
+from __future__ import annotations
+
+import torch
+from efficientnet_pytorch import EfficientNet
+from efficientnet_pytorch.model import MBConvBlock
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+NORMALISATION = "imagenet"  # the name of MEAN and STD in a feature file's fingerprint
+
+
+class FoldedEfficientNet(nn.Module):
+    """The features of `EfficientNet.extract_features` in eval mode, in float32 up to rounding, in far fewer steps.
+
+    `forward` takes images, uint8 (b, s, s, 3) RGB, and returns float32: their pooled features (b, d), or with
+    pool="none" those of every region in reading order (b, r, d). The network given is left as it is.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, network: EfficientNet, pool: str) -> None:
+        super().__init__()
+        self.pool = pool
+        self.layout = torch.channels_last  # of activations and kernels in memory: see `in_layout`
+        std = torch.tensor(STD).view(3, 1, 1)
+        self.register_buffer("scale", 1 / (255 * std), persistent=False)
+        self.register_buffer("shift", -torch.tensor(MEAN).view(3, 1, 1) / std, persistent=False)
+        self.stem = fold(network._conv_stem, network._bn0)
+        self.blocks = nn.Sequential(*map(_Block, network._blocks))
+        self.head = fold(network._conv_head, network._bn1)
+        self.requires_grad_(False).eval()
+        self.in_layout(torch.channels_last)
+
+    def in_layout(self, layout: torch.memory_format) -> FoldedEfficientNet:
+        """Hold kernels and activations as torch.channels_last (most CPUs and GPUs) or torch.contiguous_format."""
+        self.layout = layout
+        return self.to(memory_format=layout)  # type: ignore[call-overload]
+
+    def in_precision(self, dtype: torch.dtype) -> FoldedEfficientNet:
+        """Compute the convolutions in `dtype`; pixels are normalised and features pooled in float32 all the same."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                module.to(dtype)
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images.permute(0, 3, 1, 2) * self.scale + self.shift  # [b, 3, s, s]
+        x = x.to(self.stem.weight.dtype).contiguous(memory_format=self.layout)
+        x = F.silu(self.stem(x), inplace=True)
+        x = F.silu(self.head(self.blocks(x)), inplace=True)
+        x = x.float()
+        return x.mean((2, 3)) if self.pool == "avg" else x.flatten(2).transpose(1, 2)
+
+
+class _Block(nn.Module):
+    """One inverted bottleneck with squeeze and excitation."""
+
+    def __init__(self, block: MBConvBlock) -> None:
+        super().__init__()
+        arguments = block._block_args
+        self.expand = fold(block._expand_conv, block._bn0) if arguments.expand_ratio != 1 else None
+        self.depthwise = fold(block._depthwise_conv, block._bn1)
+        self.squeeze = fold(block._se_reduce)
+        self.excite = fold(block._se_expand)
+        self.project = fold(block._project_conv, block._bn2)
+        same_shape = arguments.stride == 1 and arguments.input_filters == arguments.output_filters
+        self.skip = block.id_skip and same_shape  # the package's own condition, word for word: [1] is no 1 to it
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        x = inputs if self.expand is None else F.silu(self.expand(inputs), inplace=True)
+        x = F.silu(self.depthwise(x), inplace=True)
+        gate = F.silu(self.squeeze(x.mean((2, 3), keepdim=True)), inplace=True)
+        x = self.project(x.mul_(torch.sigmoid(self.excite(gate))))
+        return x.add_(inputs) if self.skip else x
+
+
+def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None) -> nn.Conv2d:
+    """A plain convolution that gives what `conv` with its static padding and then `norm`, in eval mode, give.
+
+    Padding that is wider behind than in front becomes even by zeros in front of the kernel: the sums are the same,
+    and no padded copy of the activations is made.
+    """
+    weight, bias = conv.weight, conv.bias
+    if norm is not None:
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        weight, bias = fuse_conv_bn_weights(
+            weight, bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        )
+    assert bias is not None
+    before, after, *_ = getattr(conv.static_padding, "padding", (0, 0))
+    weight = F.pad(weight, (after - before, 0, after - before, 0))
+    folded = nn.Conv2d(
+        conv.in_channels,
+        conv.out_channels,
+        weight.shape[-1],
+        conv.stride[0],
+        padding=after,
+        groups=conv.groups,
+        device="meta",
+    )
+    folded.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    folded.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return folded
+
+
+def region_side(network: EfficientNet, image_size: int) -> int:
+    """How many regions a side the network makes of an image: 7 of 224 pixels."""
+    side = image_size
+    for conv in (network._conv_stem, *(block._depthwise_conv for block in network._blocks)):
+        before, after, *_ = getattr(conv.static_padding, "padding", (0, 0))
+        side = (side + before + after - conv.kernel_size[0]) // conv.stride[0] + 1
+    return side
