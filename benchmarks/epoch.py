@@ -89,8 +89,8 @@ def main() -> None:
         ways[FROZEN], units[FROZEN] = ours(material, everything, freeze_text=True, autocast=bf16), len(everything)
         found = rates(alternate(ways, rounds=given.rounds), units)
     print_table(
-        f"{given.backbone} at {given.image_size} + {given.text_encoder or 'ALBERT-base shapes'}, batches of {BATCH_SIZE}, texts of "
-        f"{material.texts.lengths.mean():.0f} tokens on average, on {material.device}",
+        f"{given.backbone} at {given.image_size} + {given.text_encoder or 'ALBERT-base shapes'}, on {material.device}: "
+        f"batches of {BATCH_SIZE}, texts of {material.texts.lengths.mean():.0f} tokens on average",
         ["way to train", "pairs/s", "times the reference", f"s for {EPOCH:,} pairs"],
         [[way, rate, rate / found[REFERENCE], EPOCH / rate] for way, rate in found.items()],
     )
