@@ -34,7 +34,7 @@ NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 class Inputs(NamedTuple):
     """What a head sees. Modalities that the head does not use, or that nobody has, are None."""
 
-    text: Tensor | None  # (b, d) the text feature
+    text: Tensor | None  # (b, d) the text feature, for heads without needs_tokens
     image: Tensor | None  # (b, d) the projected image feature (the mean where there are regions)
     text_present: Tensor  # (b,) bool
     image_present: Tensor  # (b,) bool
@@ -58,9 +58,10 @@ class FusionHead(nn.Module):
     """Base of all heads.
 
     uses: the modalities that the head looks at; the model computes no other.
-    needs_tokens: the head reads the text token by token, not only its pooled feature.
+    needs_tokens: the head reads the text token by token, not its pooled feature.
     takes_regions: the head reads each image region where there are any; other heads see their mean.
     needs_regions: the head makes no sense on one pooled image vector.
+    own_width: the width it works in unless the model's configuration says otherwise; None is the text encoder's.
     """
 
     name: ClassVar[str]
@@ -68,6 +69,7 @@ class FusionHead(nn.Module):
     needs_tokens: ClassVar[bool] = False
     takes_regions: ClassVar[bool] = False
     needs_regions: ClassVar[bool] = False
+    own_width: ClassVar[int | None] = None
 
     def forward(self, inputs: Inputs, *, attention: bool = False) -> Output:
         """Join the modalities; `attention` asks for maps over image regions, where the head has any."""

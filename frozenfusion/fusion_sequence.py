@@ -1,6 +1,6 @@
 """Heads that read the modalities as sequences: a Transformer over both, and attention of each over the other.
 
-Inside they are `inner` wide, by default narrower than the features: a few thousand pairs do not fill more, and they
+They work in a width of their own, narrower than the text encoder's: a few thousand pairs do not fill more, and they
 train in seconds on a CPU. All blocks are pre-norm, which trains without a warm-up.
 """
 
@@ -17,22 +17,22 @@ from frozenfusion.fusion_base import NOTHING, FusionHead, Inputs, Output, given,
 
 
 class MultiHeadAttention(nn.Module):
-    """Scaled dot-product attention, `softmax(Q K' / sqrt(inner / heads)) V` in each of several heads.
+    """Scaled dot-product attention, `softmax(Q K' / sqrt(d / heads)) V` in each of several heads.
 
     Source: Vaswani et al., 2017 (arXiv:1706.03762).
     """
 
-    def __init__(self, inner: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
-        if inner % heads:
-            raise UserError(f"fusion option inner={inner} is not a multiple of heads={heads}: change one of them")
+        if width % heads:
+            raise UserError(f"a width of {width} is not a multiple of heads={heads}: change one of them")
         self.heads, self.dropout = heads, dropout
-        self.query = nn.Linear(inner, inner)
-        self.key_value = nn.Linear(inner, 2 * inner)
-        self.out = nn.Linear(inner, inner)
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
 
     def forward(self, queries: Tensor, context: Tensor, mask: Tensor) -> Tensor:
-        """(b, q, inner) of queries (b, q, inner) over context (b, k, inner), where mask (b, k) is True."""
+        """(b, q, d) of queries (b, q, d) over context (b, k, d), where mask (b, k) is True."""
         query, key, value = self._split(queries, context)
         dropout = self.dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(query, key, value, mask[:, None, None], dropout_p=dropout)
@@ -48,27 +48,27 @@ class MultiHeadAttention(nn.Module):
         key, value = self.key_value(context).chunk(2, dim=-1)
         parts = (self.query(queries), key, value)
         query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
-        return query, key, value  # (b, heads, length, inner / heads)
+        return query, key, value  # (b, heads, length, d / heads)
 
 
 class Block(nn.Module):
-    """Pre-norm attention and feed-forward layer: `x + attend(x, y)`, then `x + W2 gelu(W1 x)`, 4 * inner wide."""
+    """Pre-norm attention and feed-forward layer: `x + attend(x, y)`, then `x + W2 gelu(W1 x)`, 4 * d wide."""
 
-    def __init__(self, inner: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
-        self.attention = MultiHeadAttention(inner, heads, dropout)
-        self.norm = nn.LayerNorm(inner)
+        self.attention = MultiHeadAttention(width, heads, dropout)
+        self.norm = nn.LayerNorm(width)
         self.feed_forward = nn.Sequential(
-            nn.LayerNorm(inner),
-            nn.Linear(inner, 4 * inner),
+            nn.LayerNorm(width),
+            nn.Linear(width, 4 * width),
             nn.GELU(),
             nn.Dropout(dropout),
-            nn.Linear(4 * inner, inner),
+            nn.Linear(4 * width, width),
         )
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor) -> Tensor:
-        """x (b, q, inner) over a normalised context (b, k, inner), where mask (b, k) is True."""
+        """x (b, q, d) over a normalised context (b, k, d), where mask (b, k) is True."""
         x = x + self.dropout(self.attention(self.norm(x), context, mask))
         return x + self.dropout(self.feed_forward(x))
 
@@ -78,29 +78,27 @@ class Block(nn.Module):
 
 
 class SequenceHead(FusionHead):
-    """Text tokens and image regions projected to one inner width, a stand-in token for a missing modality."""
+    """Text tokens projected to the width of the image regions; a stand-in token for a missing modality."""
 
     needs_tokens = True
     takes_regions = True
+    own_width = 256
 
-    def __init__(self, *, width: int, text_width: int, inner: int) -> None:
+    def __init__(self, *, width: int, text_width: int) -> None:
         super().__init__()
-        self.project_text = nn.Linear(text_width, inner)
-        self.project_image = nn.Linear(width, inner)
-        self.text_stand_in = nn.Parameter(torch.empty(inner).normal_(std=0.02))
-        self.image_stand_in = nn.Parameter(torch.empty(inner).normal_(std=0.02))
+        self.project_text = nn.Linear(text_width, width)
+        self.text_stand_in = nn.Parameter(torch.empty(width).normal_(std=0.02))
+        self.image_stand_in = nn.Parameter(torch.empty(width).normal_(std=0.02))
 
     def sequences(self, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Text (b, l, inner) with its mask (b, l), image (b, r, inner) with its mask (b, r).
+        """Text (b, l, d) with its mask (b, l), image (b, r, d) with its mask (b, r).
 
         A missing modality is its stand-in in the first place and masked elsewhere.
         """
-        tokens, regions = given(inputs.text_tokens), given(inputs.image_regions)
-        image_mask = torch.ones(regions.shape[:2], dtype=torch.bool, device=regions.device)
-        text, text_mask = _fill(
-            self.project_text(tokens), given(inputs.text_mask), inputs.text_present, self.text_stand_in
-        )
-        image, image_mask = _fill(self.project_image(regions), image_mask, inputs.image_present, self.image_stand_in)
+        text, regions = self.project_text(given(inputs.text_tokens)), given(inputs.image_regions)
+        every = torch.ones(regions.shape[:2], dtype=torch.bool, device=regions.device)
+        text, text_mask = _fill(text, given(inputs.text_mask), inputs.text_present, self.text_stand_in)
+        image, image_mask = _fill(regions, every, inputs.image_present, self.image_stand_in)
         return text, text_mask, image, image_mask
 
 
@@ -114,9 +112,9 @@ def _fill(x: Tensor, mask: Tensor, present: Tensor, stand_in: Tensor) -> tuple[T
 class Transformer(SequenceHead):
     """A Transformer encoder over `[CLS], text tokens, image tokens`; its `[CLS]` -> norm -> linear.
 
-    Text tokens (b, l, text_width) and image tokens (b, r, d) are projected to `inner` and get their modality's
-    embedding; padding is masked. r is 1 on pooled image features, 49 on the regions of B7. The text encoder has put
-    position into its tokens already, and regions are a set.
+    Text tokens (b, l, text_width) are projected to the width of the image tokens (b, r, d), and both get their
+    modality's embedding; padding is masked. r is 1 on pooled image features, 49 on the regions of B7 at 224. The text
+    encoder has put position into its tokens already, and regions are a set.
     parts: attention (b, r), what [CLS] takes from each region in the last layer, mean of the heads.
 
     Source: the Transformer encoder as fusion step, Meng & Ou, 2023, ch. 10; modality embeddings as in VisualBERT,
@@ -129,17 +127,16 @@ class Transformer(SequenceHead):
         width: int,
         text_width: int,
         classes: int,
-        inner: int = 256,
         layers: int = 2,
         heads: int = 8,
         dropout: float = 0.1,
     ) -> None:
-        super().__init__(width=width, text_width=text_width, inner=inner)
-        self.cls = nn.Parameter(torch.empty(inner).normal_(std=0.02))
-        self.modality = nn.Parameter(torch.empty(2, inner).normal_(std=0.02))
-        self.blocks = nn.ModuleList(Block(inner, heads, dropout) for _ in range(layers))
-        self.norm = nn.LayerNorm(inner)
-        self.classifier = nn.Linear(inner, classes)
+        super().__init__(width=width, text_width=text_width)
+        self.cls = nn.Parameter(torch.empty(width).normal_(std=0.02))
+        self.modality = nn.Parameter(torch.empty(2, width).normal_(std=0.02))
+        self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.classifier = nn.Linear(width, classes)
 
     def forward(self, inputs: Inputs, *, attention: bool = False) -> Output:
         text, text_mask, image, image_mask = self.sequences(inputs)
@@ -158,7 +155,7 @@ class Transformer(SequenceHead):
 class CrossAttention(SequenceHead):
     """Text tokens attend over image regions, and regions over text tokens; the two readings are concatenated.
 
-    `T' = block(T over V)`, `V' = block(V over T)`, `[T'_1; mean of V'] -> norm -> linear`, (b, 2 inner) -> (b, c),
+    `T' = block(T over V)`, `V' = block(V over T)`, `[T'_1; mean of V'] -> norm -> linear`, (b, 2d) -> (b, c),
     where T'_1 is the text's first token. It needs region features: over one pooled vector the softmax is constant.
     parts: attention (b, r), what the text's first token takes from each region in the last layer, mean of the heads.
 
@@ -173,16 +170,15 @@ class CrossAttention(SequenceHead):
         width: int,
         text_width: int,
         classes: int,
-        inner: int = 256,
         layers: int = 1,
         heads: int = 8,
         dropout: float = 0.1,
     ) -> None:
-        super().__init__(width=width, text_width=text_width, inner=inner)
-        self.text_blocks = nn.ModuleList(Block(inner, heads, dropout) for _ in range(layers))
-        self.image_blocks = nn.ModuleList(Block(inner, heads, dropout) for _ in range(layers))
-        self.norm = nn.LayerNorm(2 * inner)
-        self.classifier = nn.Linear(2 * inner, classes)
+        super().__init__(width=width, text_width=text_width)
+        self.text_blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
+        self.image_blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
+        self.norm = nn.LayerNorm(2 * width)
+        self.classifier = nn.Linear(2 * width, classes)
 
     def forward(self, inputs: Inputs, *, attention: bool = False) -> Output:
         text, text_mask, image, image_mask = self.sequences(inputs)

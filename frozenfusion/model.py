@@ -42,7 +42,7 @@ class ModelConfig:
     """All that shapes a PairClassifier, as it is written into config.json.
 
     image_regions is 0 on pooled image features. width is the width of text and image feature in the fusion head;
-    None means the text encoder's own, so that only the image is projected.
+    None means the head's own or else the text encoder's, so that only the image is projected.
     """
 
     fusion: str
@@ -83,12 +83,11 @@ class PairClassifier(nn.Module):
     def __init__(self, config: ModelConfig, text_encoder: PreTrainedModel | None, text_width: int) -> None:
         super().__init__()
         head = head_class(config.fusion)
-        width = config.width or text_width
-        self.config = config
+        width = config.width or head.own_width or text_width
+        pooled_text = "text" in head.uses and not head.needs_tokens
+        self.config = dataclasses.replace(config, width=width)
         self.text_encoder = text_encoder if "text" in head.uses else None
-        self.text_projection = (
-            nn.Linear(text_width, width) if "text" in head.uses and text_width != width else nn.Identity()
-        )
+        self.text_projection = nn.Linear(text_width, width) if pooled_text and text_width != width else nn.Identity()
         self.image_projection = (
             nn.Sequential(nn.Dropout(config.image_dropout), nn.Linear(config.image_width, width))
             if "image" in head.uses
@@ -154,10 +153,9 @@ class PairClassifier(nn.Module):
         if text is None:
             raise ValueError(f"the fusion head {self.config.fusion} needs the text")
         features = text if isinstance(text, TextFeatures) else self.encode_text(**text)
-        inputs = inputs._replace(text=self.text_projection(features.pooled))
-        if not self.head.needs_tokens:
-            return inputs
-        return inputs._replace(text_tokens=features.tokens, text_mask=features.mask)
+        if self.head.needs_tokens:
+            return inputs._replace(text_tokens=features.tokens, text_mask=features.mask)
+        return inputs._replace(text=self.text_projection(features.pooled))
 
     def _with_image(self, inputs: Inputs, image: Tensor | None) -> Inputs:
         if image is None or self.image_projection is None:
@@ -185,14 +183,14 @@ def build_model(config: ModelConfig, text_encoder: PreTrainedModel | None, seed:
     reason = why_not(config.fusion, regions=config.image_regions)
     if reason:
         raise UserError(reason)
-    if "text" not in head_class(config.fusion).uses:
+    head = head_class(config.fusion)
+    if "text" not in head.uses:
         text_encoder = None
     elif text_encoder is None:
         raise ValueError(f"the fusion head {config.fusion} needs a text encoder")
     text_width = DEFAULT_WIDTH if text_encoder is None else int(text_encoder.config.hidden_size)
     if text_encoder is not None:
         check_max_length(text_encoder, config.max_length)
-    config = dataclasses.replace(config, width=config.width or text_width)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return PairClassifier(config, text_encoder, text_width)

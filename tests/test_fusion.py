@@ -179,8 +179,8 @@ def sequence(text: list[list[float]], mask: list[bool], regions: list[list[float
 
 
 def test_transformer_reads_cls_over_text_and_image_tokens() -> None:
-    head = a_head("transformer", inner=2, layers=1, heads=1, dropout=0.0)
-    as_is(head.project_text, head.project_image, head.classifier)
+    head = a_head("transformer", layers=1, heads=1, dropout=0.0)
+    as_is(head.project_text, head.classifier)
     as_plain_attention(head.blocks[0], feed_forward=True)
     head.norm = nn.Identity()
     set_(head.cls, [2.0, 0.0])
@@ -194,8 +194,8 @@ def test_transformer_reads_cls_over_text_and_image_tokens() -> None:
 
 
 def test_transformer_layers_before_the_last_change_every_token() -> None:
-    head = a_head("transformer", inner=2, layers=2, heads=1, dropout=0.0)
-    as_is(head.project_text, head.project_image, head.classifier)
+    head = a_head("transformer", layers=2, heads=1, dropout=0.0)
+    as_is(head.project_text, head.classifier)
     for block in head.blocks:
         as_plain_attention(block)
     head.norm = nn.Identity()
@@ -209,8 +209,8 @@ def test_transformer_layers_before_the_last_change_every_token() -> None:
 
 
 def test_cross_attention_reads_text_over_regions_and_regions_over_text() -> None:
-    head = a_head("cross-attention", classes=4, inner=2, layers=1, heads=1, dropout=0.0)
-    as_is(head.project_text, head.project_image, head.classifier)
+    head = a_head("cross-attention", classes=4, layers=1, heads=1, dropout=0.0)
+    as_is(head.project_text, head.classifier)
     as_plain_attention(head.text_blocks[0])
     as_plain_attention(head.image_blocks[0])
     head.norm = nn.Identity()
@@ -224,7 +224,7 @@ def test_cross_attention_reads_text_over_regions_and_regions_over_text() -> None
 
 
 def test_attention_in_several_heads_is_that_of_torch() -> None:
-    head = a_head("transformer", inner=8, layers=1, heads=2, dropout=0.0)
+    head = a_head("transformer", width=8, layers=1, heads=2, dropout=0.0)
     ours = head.blocks[0].attention
     theirs = nn.MultiheadAttention(8, 2, batch_first=True)
     with torch.no_grad():
@@ -485,5 +485,5 @@ def test_an_unknown_option_is_refused_with_those_there_are() -> None:
     with pytest.raises(UserError, match=r"concat: unknown option alpha: its options are: none"):
         a_head("concat", alpha=0.5)
     with pytest.raises(UserError, match=r"multiple of heads"):
-        a_head("transformer", inner=10, heads=4)
-    assert head_options("transformer") == {"inner": 256, "layers": 2, "heads": 8, "dropout": 0.1}
+        a_head("transformer", width=10, heads=4)
+    assert head_options("transformer") == {"layers": 2, "heads": 8, "dropout": 0.1}

@@ -164,6 +164,13 @@ def test_a_text_feature_of_another_width_is_projected(encoder: PreTrainedModel, 
     assert logits(model, text).shape == (4, 3)
 
 
+def test_heads_that_read_tokens_work_in_a_width_of_their_own(encoder: PreTrainedModel) -> None:
+    model = a_model("transformer", encoder)
+    assert model.config.width == model.image_projection[1].out_features == 256
+    assert isinstance(model.text_projection, torch.nn.Identity)
+    assert a_model("transformer", encoder, width=16).head.classifier.in_features == 16
+
+
 def test_the_seed_draws_everything_but_the_encoder(folder: Path) -> None:
     def digest(seed: int) -> str:
         return weights_digest(a_model("gated", load_text_encoder(folder, "random"), seed))
