@@ -8,7 +8,7 @@ PY := .venv/bin/python
 # The demo, and how large it is: its test runs a smaller one.
 DEMO ?= demo
 PAIRS ?= 600
-EPOCHS ?= 12
+EPOCHS ?= 10
 SEEDS ?= 0 1 2
 
 .PHONY: demo test clean

@@ -59,7 +59,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary = Path(name)
         try:
             yield temporary
-            os.chmod(temporary, 0o666 & ~_umask())
+            os.chmod(temporary, 0o666 & ~_UMASK)
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -106,6 +106,11 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise UserError(f"{path}: not valid JSON ({error}): restore or remove the file") from error
 
 
+# Asking for it means setting it for a moment, for all threads: once, while there is one.
+_UMASK = os.umask(0o077)
+os.umask(_UMASK)
+
+
 class NotRegularError(OSError):
     """A path that is there but is a folder, a pipe or a device."""
 
@@ -130,9 +135,3 @@ def read_regular_file(path: str | os.PathLike[str], limit: int) -> bytes:
             return file.read()
     finally:
         os.close(handle)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
