@@ -22,6 +22,7 @@ from frozenfusion.store import FeatureStore
 from frozenfusion.text import TextFeatures
 
 HELD_BYTES = 2**30  # features up to this size are held in memory, larger ones stay in the file
+READ_BYTES = 2**27  # of features to be held, read at once
 
 Rows = npt.NDArray[np.int64]
 
@@ -51,7 +52,8 @@ class PairDataset:
     """The pairs called `ids`, in that order, with their image features from `store` and their `texts`.
 
     Pairs whose image could not be read, or whose text is empty, stay: `present` says what they lack. Batches come on
-    `device`. Raises UserError, with the command that mends it, if the store lacks ids or has not computed them yet.
+    `device`; with `pooled` the image regions come as their mean, for heads that look at no single one. Raises
+    UserError, with the command that mends it, if the store lacks ids or has not computed them yet.
     """
 
     def __init__(
@@ -63,12 +65,13 @@ class PairDataset:
         *,
         data: str | Path | None = None,
         device: str | torch.device = "cpu",
+        pooled: bool = False,
     ) -> None:
         self.ids = list(ids)
         self.texts = texts
         places = pairs.rows(ids)
         rows = computed_rows(store, self.ids, data or pairs.root)
-        self._images = FeatureRows(store, rows, device)
+        self._images = FeatureRows(store, rows, device, pooled=pooled)
         has_text = np.array([bool(pairs[place].text) for place in places.tolist()], dtype=bool)
         self.present = torch.from_numpy(np.stack([has_text, store.status[rows] == OK], axis=1)).to(device)
         self.labels = torch.from_numpy(pairs.labels[places]).to(device)
@@ -115,21 +118,28 @@ def computed_rows(store: FeatureStore, ids: Sequence[str], data: str | Path) -> 
 class FeatureRows:
     """Rows of a store as float32 tensors on `device`: held there when they are few, else read from the file.
 
-    `rows` (n,) int64 are the store's; those that are not ok read as zeros.
+    `rows` (n,) int64 are the store's; those that are not ok read as zeros. `pooled` takes the mean over regions.
     """
 
-    def __init__(self, store: FeatureStore, rows: Rows, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self, store: FeatureStore, rows: Rows, device: str | torch.device = "cpu", *, pooled: bool = False
+    ) -> None:
         self._store, self._rows, self._device = store, rows, torch.device(device)
         self._ok = store.status[rows] == OK
-        self._held = self._read(np.arange(len(rows))) if self._size() <= HELD_BYTES else None
+        self._pooled = pooled and len(store.shape) == 2
+        self._held = self._hold() if self._size(pooled=self._pooled) <= HELD_BYTES else None
 
     def __getitem__(self, places: Rows) -> Tensor:
         if self._held is None:
             return self._read(places)
         return self._held.index_select(0, torch.from_numpy(places).to(self._device))
 
-    def _size(self) -> int:
-        return len(self._rows) * int(np.prod(self._store.shape)) * 4
+    def _size(self, *, pooled: bool) -> int:
+        return len(self._rows) * int(np.prod(self._store.shape[-1:] if pooled else self._store.shape)) * 4
+
+    def _hold(self) -> Tensor:
+        pieces = -(-self._size(pooled=False) // READ_BYTES) or 1
+        return torch.cat([self._read(places) for places in np.array_split(np.arange(len(self._rows)), pieces)])
 
     def _read(self, places: Rows) -> Tensor:
         features = torch.zeros(len(places), *self._store.shape)
@@ -138,7 +148,7 @@ class FeatureRows:
         if len(ok):
             order = np.argsort(rows, kind="stable")  # in the order of the file
             features[torch.from_numpy(ok[order])] = torch.from_numpy(self._store.gather(rows[order])).float()
-        return features.to(self._device)
+        return (features.mean(dim=1) if self._pooled else features).to(self._device)
 
 
 def _told(some: list[str], ids: Sequence[str]) -> str:

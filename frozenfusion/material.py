@@ -14,6 +14,7 @@ from frozenfusion.dataset import PairDataset, Rows, computed_rows
 from frozenfusion.device import autocast_type, choose_device
 from frozenfusion.errors import UserError
 from frozenfusion.fusion import FUSION_HEADS, head_class, head_options, why_not
+from frozenfusion.images import OK
 from frozenfusion.model import ModelConfig, is_run, load_run_encoder
 from frozenfusion.options import TrainOptions
 from frozenfusion.pairs import read_pairs
@@ -46,11 +47,11 @@ class Material:
 
     def summary(self) -> str:
         """The parts in one line for a person."""
-        present = self._with_tokens.present
-        lacking = (~present).sum(dim=0).tolist()
+        texts = sum(not self.pairs[int(place)].text for place in self.pairs.rows(self.ids))
+        images = int((self.store.status[self._rows] != OK).sum())
         told = f"training on {len(self.train):,} pairs, validation on {len(self.val):,}"
         told += f"; the {len(self.split.test):,} test pairs are not looked at"
-        for count, what in zip(lacking, ("text", "image"), strict=True):
+        for count, what in ((texts, "text"), (images, "image")):
             told += f"; {count:,} without {what}" if count else ""
         return told
 
@@ -92,9 +93,11 @@ class Material:
 
     def dataset(self, head: str) -> PairDataset:
         """The training and validation pairs as a fusion head needs them."""
-        if not self._options.freeze_text or "text" not in head_class(head).uses:
-            return self._with_tokens
-        return self._with_token_features if head_class(head).needs_tokens else self._with_pooled_features
+        kind = head_class(head)
+        pairs = self._with_regions if kind.takes_regions else self._with_vectors
+        if not self._options.freeze_text or "text" not in kind.uses:
+            return pairs
+        return pairs.with_texts(self._cached_texts if kind.needs_tokens else self._cached_texts.pooled_only())
 
     def model_config(self, head: str) -> ModelConfig:
         """The model of a fusion head on these features."""
@@ -134,16 +137,23 @@ class Material:
         return load_text_encoder(Path(name) / "text_encoder" if is_run(name) else name, weights, seed)
 
     @cached_property
-    def _with_tokens(self) -> PairDataset:
-        return PairDataset(self.pairs, self.ids, self.store, self._texts, data=self._options.data, device=self.device)
+    def _with_regions(self) -> PairDataset:
+        return self._dataset(pooled=False) if self.regions else self._with_vectors
 
     @cached_property
-    def _with_pooled_features(self) -> PairDataset:
-        return self._with_tokens.with_texts(self._cached_texts.pooled_only())
+    def _with_vectors(self) -> PairDataset:
+        return self._dataset(pooled=True)
 
-    @cached_property
-    def _with_token_features(self) -> PairDataset:
-        return self._with_tokens.with_texts(self._cached_texts)
+    def _dataset(self, *, pooled: bool) -> PairDataset:
+        return PairDataset(
+            self.pairs,
+            self.ids,
+            self.store,
+            self._texts,
+            data=self._options.data,
+            device=self.device,
+            pooled=pooled,
+        )
 
     @cached_property
     def _cached_texts(self) -> CachedTexts:

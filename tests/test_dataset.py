@@ -111,6 +111,19 @@ def test_features_are_the_same_from_memory_and_from_the_file(
     assert not mapped[np.array([1])].any()  # p003 has no image
 
 
+@pytest.mark.parametrize("held_bytes", [2**30, 0])
+def test_pooled_features_are_the_mean_over_the_regions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held_bytes: int
+) -> None:
+    monkeypatch.setattr(dataset_module, "HELD_BYTES", held_bytes)
+    monkeypatch.setattr(dataset_module, "READ_BYTES", 1000)  # some rows at a time
+    store = FeatureStore(tiny.make_store(tmp_path / "features.h5", 24, regions=5))
+    found = FeatureRows(store, np.arange(24), pooled=True)[np.array([9, 3, 0])]
+    assert found.numpy() == pytest.approx(np.stack([store.features[row].mean(axis=0) for row in (9, 3, 0)]), abs=1e-6)
+    vectors = FeatureStore(tiny.make_store(tmp_path / "vectors.h5", 24))
+    assert FeatureRows(vectors, np.arange(24), pooled=True)[np.array([2])][0].tolist() == vectors.features[2].tolist()
+
+
 @settings(deadline=None, max_examples=25)
 @given(places=st.lists(st.integers(0, 47), max_size=12))
 def test_any_batch_gathers_the_rows_of_its_pairs(places: list[int], folder: Path, pairs: Pairs) -> None:
