@@ -166,7 +166,7 @@ def test_a_text_feature_of_another_width_is_projected(encoder: PreTrainedModel, 
 
 def test_heads_that_read_tokens_work_in_a_width_of_their_own(encoder: PreTrainedModel) -> None:
     model = a_model("transformer", encoder)
-    assert model.config.width == model.image_projection[1].out_features == 256
+    assert model.config.width == model.image_projection[1].out_features == 128
     assert isinstance(model.text_projection, torch.nn.Identity)
     assert a_model("transformer", encoder, width=16).head.classifier.in_features == 16
 
