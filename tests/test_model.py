@@ -27,8 +27,10 @@ from frozenfusion.model import (
     build_model,
     count_parameters,
     drop_modalities,
+    is_run,
     load_config,
     load_model,
+    load_run_encoder,
     save_model,
     save_setup,
     save_weights,
@@ -301,6 +303,14 @@ def test_saving_over_a_shared_encoder_leaves_the_other_run_alone(
 def run(encoder: PreTrainedModel, tokenizer: Any, tmp_path: Path) -> Path:
     save_model(a_model("concat", encoder), tokenizer, tmp_path / "run")
     return tmp_path / "run"
+
+
+def test_a_runs_encoder_can_be_trained_further(run: Path, folder: Path) -> None:
+    assert is_run(run)
+    assert not is_run(folder)
+    again = load_run_encoder(run)
+    assert weights_digest(again) == weights_digest(load_model(run)[0].text_encoder)
+    assert all(parameter.requires_grad for parameter in again.parameters())
 
 
 @pytest.mark.parametrize(
