@@ -83,10 +83,13 @@ class RunFolder:
         """Raise UserError if the folder holds what no run of ours left there."""
         if not self.path.exists():
             return
-        with writing(self.path):
-            names = sorted(entry.name for entry in os.scandir(self.path))
-        foreign = [name for name in names if not _is_own(name)]
-        if foreign and "config.json" not in names:
+        if self.config.exists():
+            values = read_json(self.config)
+            foreign = [] if isinstance(values, dict) and "options" in values else [self.config.name]
+        else:
+            with writing(self.path):
+                foreign = sorted(entry.name for entry in os.scandir(self.path) if not _is_own(entry.name))
+        if foreign:
             raise UserError(f"{self.path}: holds other files ({foreign[0]}): choose another --run")
 
     def sweep_up(self) -> None:

@@ -70,6 +70,12 @@ class Material:
         """Regions of an image in the feature file, 0 where they are pooled."""
         return self.store.shape[0] if len(self.store.shape) == 2 else 0
 
+    @property
+    def classes_without_pairs(self) -> list[str]:
+        """Names of labels that no training pair has."""
+        found = set(self.pairs.labels[self.pairs.rows(self.split.train)].tolist())
+        return [name for label, name in enumerate(self.pairs.label_names) if label not in found]
+
     @cached_property
     def digest(self) -> str:
         """Digest of all that the pairs give to training: order, texts, labels, image files and what became of them."""

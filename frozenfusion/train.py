@@ -226,6 +226,8 @@ def _finish(folder: RunFolder, state: State, model: PairClassifier, head: str, s
 
 def _introduce(material: Material, model: PairClassifier) -> None:
     log.info("%s", material.summary())
+    for name in material.classes_without_pairs:
+        log.warning("no training pair is %s: the model cannot learn what that is", name)
     log.info(
         "%s: %s parameters are trained, on %s in %s",
         model.config.fusion,

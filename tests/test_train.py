@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import resource
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -196,6 +198,27 @@ def test_a_training_killed_at_any_write_and_resumed_equals_one_that_was_not(
     assert_same_runs(run, whole)
 
 
+def train_on_little_disk(options: TrainOptions) -> None:
+    """Train where no file may be larger than 100 kB, which a checkpoint is."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    try:
+        train_quietly(options)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_status)
+
+
+def test_a_full_disk_keeps_the_epochs_before_and_the_same_command_goes_on(
+    options: TrainOptions, tmp_path: Path, processes: Any
+) -> None:
+    whole = train(changed(options, run=tmp_path / "whole"))
+    train(changed(options, epochs=1))
+    assert exit_status(processes.Process(target=train_on_little_disk, args=(options,))) == 1
+    assert read_state(RunFolder(options.run)).epochs == 1
+    assert not list(options.run.glob(".*"))
+    assert_same_runs(train(options).folder, whole.folder)
+
+
 def test_more_epochs_go_on_from_a_finished_run(options: TrainOptions, tmp_path: Path) -> None:
     train(options)
     longer = train(changed(options, epochs=5))
@@ -287,6 +310,8 @@ def test_a_folder_with_other_files_is_not_trained_into(options: TrainOptions) ->
     with pytest.raises(UserError, match=r"holds other files \(thesis.tex\): choose another --run"):
         train(options)
     assert [path.name for path in options.run.iterdir()] == ["thesis.tex"]
+    with pytest.raises(UserError, match=r"holds other files \(config.json\)"):  # a text encoder's folder
+        train(changed(options, run=Path(options.text_encoder)))
 
 
 def test_two_trainings_in_one_folder_are_refused(options: TrainOptions, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -401,6 +426,18 @@ def test_class_weights_are_inverse_frequencies(options: TrainOptions) -> None:
     material = Material(options)
     counts = np.bincount(material.dataset("concat").labels[material.train].numpy(), minlength=3)
     assert trainer.class_weights.numpy() == pytest.approx(counts.sum() / (3 * counts))
+
+
+def test_a_class_that_no_training_pair_has_is_told(
+    options: TrainOptions, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_module.log, "propagate", True)
+    lines = options.data.read_text().replace("neutral", "positive").splitlines()
+    data = tmp_path / "pairs.csv"
+    data.write_text("\n".join([*(f"{line},train" for line in lines[1:-1]), f"{lines[-1]},test"]))
+    data.write_text(f"{lines[0]},split\n{data.read_text().replace('negative,test', 'neutral,test')}\n")
+    train(changed(options, data=data, epochs=1))
+    assert "no training pair is neutral" in caplog.text
 
 
 def test_the_recipe_of_the_reference_is_the_default() -> None:
