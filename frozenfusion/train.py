@@ -83,9 +83,9 @@ def train(options: TrainOptions, material: Material | None = None, *, talk: bool
     with _locked(folder):
         state = _state(folder, options, material, head, seed)
         if state.epochs >= options.epochs and folder.is_finished(state.epochs):
-            log.info(
-                "%s: finished, %d epochs: nothing to do (more --epochs go on from here)", folder.path, state.epochs
-            )
+            if talk:
+                done = "finished, %d epochs: nothing to do (more --epochs go on from here)"
+                log.info(f"%s: {done}", folder.path, state.epochs)
             return read_run(folder.path)
         try:
             return _run(folder, state, options, material, head, seed, talk)
