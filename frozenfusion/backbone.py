@@ -49,14 +49,14 @@ class Backbone:
         """Everything that the stored numbers depend on, and nothing else."""
         return {
             "backbone": self.name,
-            "weights": weights_hash(self._state, RANDOM_RECIPE if self._random else ""),
+            "weights_sha256": weights_hash(self._state, RANDOM_RECIPE if self._random else ""),
             "image_size": self.image_size,
             "resampling": RESAMPLING,
             "normalisation": NORMALISATION,
             "pooling": self.pool,
             "precision": self.precision,
             "dtype": self.dtype.name,
-            "version": FORMAT_VERSION,
+            "format": FORMAT_VERSION,
         }
 
     def network(self) -> EfficientNet:

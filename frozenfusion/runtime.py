@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import shutil
 import time
 from collections.abc import Callable
 
@@ -71,8 +72,8 @@ class Runner:
         self.in_flight = IN_FLIGHT.get(self.device.type, 1)
         self.precision = precision
         self._image_size, self._images_left = image_size, images_left
-        self._batches, self._deciding = 0, runtime == "auto"
-        self._reference = self._network = network.to(self.device)
+        self._batches, self._deciding, self._unchecked = 0, runtime == "auto", precision != "float32"
+        self._exact = self._network = network.to(self.device)
         if precision != "float32":
             self._network = copy.deepcopy(network).in_precision(_DTYPES[precision])
         self._check_hardware()
@@ -106,7 +107,7 @@ class Runner:
         try:
             began = time.perf_counter()
             part = self._launch(images)
-            if self._batches == 0 and self.precision != "float32":
+            if self._unchecked:
                 self._check_precision(images, part())
             if self._deciding:
                 part()
@@ -182,15 +183,15 @@ class Runner:
 
     @torch.no_grad()
     def _check_precision(self, images: np.ndarray, features: np.ndarray) -> None:
-        exact = self._reference(self._padded(images).to(self.device))[: len(images)].cpu()
+        exact = self._exact(self._padded(images).to(self.device))[: len(images)].cpu()
         cosine = F.cosine_similarity(torch.from_numpy(features).flatten(1), exact.flatten(1)).min().item()
         if not cosine >= LEAST_COSINE:
             raise UserError(
-                f"--precision {self.precision}: features differ too much from float32 (cosine {cosine:.5f} on the first"
+                f"--precision {self.precision}: features differ too much from float32 (cosine {cosine:.5f} on a first"
                 f" batch, {LEAST_COSINE} is needed): use --precision float32"
             )
-        log.info("%s agrees with float32: cosine at least %.5f on the first batch", self.precision, cosine)
-        self._reference = self._network  # frees the float32 copy
+        log.info("%s agrees with float32: cosine at least %.5f on a first batch", self.precision, cosine)
+        self._unchecked = False
 
     # --- runtimes
 
@@ -199,7 +200,7 @@ class Runner:
             return self._network
         if runtime == "compile":
             return _compiled(self._network, self.device)
-        return _openvino(self._reference, self._blank(), self.precision, self.device)
+        return _openvino(self._exact, self._blank(), self.precision, self.device)
 
     def _decide(self, seconds: float) -> None:
         """Once the second batch was timed, leave eager for a faster runtime if one will have paid in the end."""
@@ -223,6 +224,7 @@ class Runner:
             log.info("%s takes %.2f s a batch, eager %.2f s", runtime, faster, seconds)
             if faster < seconds:
                 self._engine, self.runtime = engine, runtime
+                self._unchecked = self.precision != "float32"
                 return
 
     def _faster_layout(self) -> torch.memory_format:
@@ -273,7 +275,7 @@ def _openvino(network: FoldedEfficientNet, blank: Tensor, precision: str, device
 def _is_available(runtime: str, device: torch.device) -> bool:
     if runtime == "openvino":
         return device.type == "cpu" and importlib.util.find_spec("openvino") is not None
-    return True
+    return device.type != "cpu" or any(map(shutil.which, ("g++", "clang++", "cl")))
 
 
 def _first_line(error: BaseException) -> str:

@@ -60,7 +60,7 @@ def weights_hash(state: Mapping[str, Tensor], recipe: str = "") -> str:
     for name in sorted(state):
         tensor = state[name].detach().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -70,8 +70,9 @@ def weights_hash(state: Mapping[str, Tensor], recipe: str = "") -> str:
 def random_state(network: nn.Module, seed: int) -> State:
     """Random weights for an outline, drawn name by name from one generator.
 
-    Gates of squeeze and excitation begin nearly even and residual branches small: an untrained network of 55 blocks
-    would otherwise be chaotic, and carry rounding errors further than the picture.
+    An untrained network of 55 blocks is easily chaotic, and carries rounding errors further than the picture. So gates
+    of squeeze and excitation begin nearly even, residual branches small, and kernels without a mean, which pass on how
+    channels differ and not what they have in common. The last scale makes features spread by about 1 over photographs.
     """
     generator = torch.Generator().manual_seed(seed)
     state = {}
@@ -79,12 +80,17 @@ def random_state(network: nn.Module, seed: int) -> State:
         if not _counts(name):
             continue
         if tensor.dim() == 4:
-            gain = 0.3 if "_se_" in name else 1.0
-            value = torch.empty(tensor.shape).normal_(0.0, gain * tensor[0].numel() ** -0.5, generator=generator)
+            gate, depthwise = "_se_" in name, tensor.shape[1] == 1
+            deviation = (0.3 if gate else 1.0) * tensor[0].numel() ** -0.5
+            value = torch.empty(tensor.shape).normal_(0.0, deviation, generator=generator)
+            if not gate and not depthwise:
+                value -= value.mean((1, 2, 3), keepdim=True)
         else:
             value = torch.full(tensor.shape, float(name.endswith(("weight", "running_var"))))
-            if name.endswith("_bn2.weight"):
+            if name.endswith("_bn2.weight"):  # the end of each residual branch
                 value *= 0.2
+            elif name == "_bn1.weight":  # the last of all
+                value *= 4.0
         state[name] = value
     return state
 
@@ -97,10 +103,13 @@ def settle(network: EfficientNet, image_size: int, seed: int = 0) -> None:
     network is in eval mode before and after.
     """
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.momentum = 1.0
-        norm.train()
-    network.extract_features(_coloured_noise(8, image_size, seed))
+        norm.momentum = 1.0  # the running statistics become the batch's
+        norm.train()  # these alone: drop-connect stays off
+    network.extract_features(_coloured_noise(16, image_size, seed))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
     network.eval()
 
 
@@ -152,8 +161,7 @@ def _timeout(seconds: float) -> Iterator[None]:
 
 def _read(path: Path) -> Any:
     if not path.is_file():
-        choices = "give a .pth or .safetensors file, imagenet, or random"
-        raise UserError(f"--weights {path}: no such file: {choices}")
+        raise UserError(f"--weights {path}: no such file: give a .pth or .safetensors file, imagenet, or random")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -172,8 +180,11 @@ def _read(path: Path) -> Any:
 
 def _fitting(state: Any, network: nn.Module, name: str, source: str) -> State:
     """`state` as float32, without what no feature depends on. Raises UserError unless it is the network's."""
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]  # a training checkpoint, in which the weights have company
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{source}: not a state dict of tensors: save the network's state_dict() alone")
+    state = {str(key).removeprefix("module."): value for key, value in state.items()}
     state = {key: value for key, value in state.items() if _counts(key)}
     expected = {key: value for key, value in network.state_dict().items() if _counts(key)}
     misshaped = [
@@ -181,15 +192,12 @@ def _fitting(state: Any, network: nn.Module, name: str, source: str) -> State:
         for key in expected.keys() & state.keys()
         if state[key].shape != expected[key].shape
     ]
-    wrong = [
-        f"{label} {_some(keys)}"
-        for label, keys in (
-            ("missing", sorted(expected.keys() - state.keys())),
-            ("unexpected", sorted(state.keys() - expected.keys())),
-            ("of another shape", sorted(misshaped)),
-        )
-        if keys
-    ]
+    differences = {
+        "missing": sorted(expected.keys() - state.keys()),
+        "unexpected": sorted(state.keys() - expected.keys()),
+        "of another shape": sorted(misshaped),
+    }
+    wrong = [f"{label}: {_first_few(keys)}" for label, keys in differences.items() if keys]
     if wrong:
         raise UserError(f"{source}: not the weights of {name} ({'; '.join(wrong)}): check --backbone and --weights")
     return {key: value.float() for key, value in state.items()}
@@ -200,6 +208,6 @@ def _counts(key: str) -> bool:
     return not key.startswith("_fc.") and not key.endswith("num_batches_tracked")
 
 
-def _some(names: list[str]) -> str:
+def _first_few(names: list[str]) -> str:
     more = len(names) - _NAMES_SHOWN
-    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
