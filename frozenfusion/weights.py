@@ -142,7 +142,8 @@ def _download(name: str) -> Any:
             )
     except (OSError, http.client.HTTPException, RuntimeError, pickle.UnpicklingError, EOFError) as error:
         reason = " ".join(str(error).split())[:120]
-        megabytes = sum(4 * tensor.numel() for tensor in outline(name).state_dict().values()) / 1e6
+        with torch.device("meta"):  # with the classifier, which the file holds too
+            megabytes = sum(4 * tensor.numel() for tensor in EfficientNet.from_name(name).state_dict().values()) / 1e6
         raise UserError(
             f"imagenet weights of {name} could not be had ({reason}): fetch {url} (about {megabytes:.0f} MB) by hand,"
             f" put it at {folder / file_name}, or name it with --weights FILE"
