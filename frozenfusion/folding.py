@@ -71,9 +71,24 @@ class _Block(nn.Module):
         self.depthwise = fold(block._depthwise_conv, block._bn1)
         self.squeeze = fold(block._se_reduce)
         self.excite = fold(block._se_expand)
+        self._widen_gate()
         self.project = fold(block._project_conv, block._bn2)
         same_shape = arguments.stride == 1 and arguments.input_filters == arguments.output_filters
         self.skip = block.id_skip and same_shape  # the package's own condition, word for word: [1] is no 1 to it
+
+    def _widen_gate(self) -> None:
+        """Give the gate idle channels up to a multiple of 32, so that every image's fill whole vectors.
+
+        PyTorch computes up to 32 numbers at a time, and what is left over at the end by other instructions, which
+        round otherwise: an image's features would depend on its place in the batch.
+        """
+        idle = -self.squeeze.out_channels % 32
+        assert self.squeeze.bias is not None
+        for conv in (self.squeeze, self.excite):
+            padding = (0, 0, 0, 0, 0, 0, 0, idle) if conv is self.squeeze else (0, 0, 0, 0, 0, idle)
+            conv.weight = nn.Parameter(F.pad(conv.weight, padding), requires_grad=False)
+        self.squeeze.bias = nn.Parameter(F.pad(self.squeeze.bias, (0, idle)), requires_grad=False)
+        self.squeeze.out_channels = self.excite.in_channels = self.squeeze.out_channels + idle
 
     def forward(self, inputs: Tensor) -> Tensor:
         x = inputs if self.expand is None else F.silu(self.expand(inputs), inplace=True)

@@ -21,7 +21,7 @@ from frozenfusion.errors import UserError
 from frozenfusion.folding import FoldedEfficientNet
 from frozenfusion.progress import log
 
-BATCH_SIZE = {"cpu": 8, "cuda": 128}
+GPU_BATCH_SIZE = 128
 IN_FLIGHT = {"cpu": 1, "cuda": 3}  # batches begun before the first is waited for
 LEAST_COSINE = 0.999  # between features in low precision and in float32
 
@@ -68,7 +68,7 @@ class Runner:
         batch_size: int | None = None,
     ) -> None:
         self.device = choose_device(device)
-        self.batch_size = batch_size or BATCH_SIZE.get(self.device.type, 8)
+        self.batch_size = batch_size or _batch_size(self.device)
         self.in_flight = IN_FLIGHT.get(self.device.type, 1)
         self.precision = precision
         self._image_size, self._images_left = image_size, images_left
@@ -270,6 +270,12 @@ def _openvino(network: FoldedEfficientNet, blank: Tensor, precision: str, device
     model.reshape(list(blank.shape))
     compiled = openvino.Core().compile_model(model, "CPU", hints)
     return lambda images: torch.from_numpy(compiled(images.numpy())[0])
+
+
+def _batch_size(device: torch.device) -> int:
+    """On a CPU about 8, as many for each thread: what a thread computes then begins and ends with whole images."""
+    threads = torch.get_num_threads()
+    return GPU_BATCH_SIZE if device.type == "cuda" else threads * max(1, round(8 / threads))
 
 
 def _is_available(runtime: str, device: torch.device) -> bool:
