@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -105,7 +105,8 @@ def extract(options: ExtractOptions) -> ExtractSummary:
     with _open_store(options, pairs, backbone) as writer:
         rows = writer.store.rows(pairs.ids)
         reasons = bad_images.read_list(options.cache)
-        tasks = _plan(writer, [Task(int(row), pair.image) for row, pair in zip(rows, pairs, strict=True)], options)
+        every = [Task(int(row), pair.image) for row, pair in zip(rows, pairs, strict=True)]
+        tasks = _plan(writer, every, options, reasons)
         timing = Timing()
         try:
             if tasks:
@@ -119,6 +120,7 @@ def extract(options: ExtractOptions) -> ExtractSummary:
     counts = {name: int(statuses[status]) for status, name in STATUS_NAMES.items()}
     summary = ExtractSummary(pairs, options.cache, counts, timing, bad_list)
     if options.strict and counts["ok"] < len(pairs):
+        log.info(str(summary))
         raise UserError(
             f"{options.cache}: {len(pairs) - counts['ok']:,} of {len(pairs):,} images cannot be used, as {bad_list} "
             "lists: mend them and run again with --retry-failed, or leave out --strict"
@@ -147,11 +149,12 @@ def _versions() -> dict[str, str]:
     return {f"{name}_version": version(name) for name in packages}
 
 
-def _plan(writer: StoreWriter, tasks: list[Task], options: ExtractOptions) -> list[Task]:
+def _plan(writer: StoreWriter, tasks: list[Task], options: ExtractOptions, reasons: Mapping[str, str]) -> list[Task]:
     """The tasks whose rows are pending, after rows whose files changed have gone back to pending.
 
     A file of the size and mtime that the store remembers is taken as unchanged; any other is compared by its digest.
-    An image that was deleted after its features were computed keeps them.
+    An image that was deleted after its features were computed keeps them; a bad one is tried again if a kill lost the
+    reason why it is bad.
     """
     status, remembered = writer.store.status, writer.store.stat
     suspects, again = [], []
@@ -162,7 +165,11 @@ def _plan(writer: StoreWriter, tasks: list[Task], options: ExtractOptions) -> li
         if status[task.row] == OK:
             if now not in (NO_FILE, tuple(remembered[task.row])):
                 suspects.append(task)
-        elif options.retry_failed or now != tuple(remembered[task.row]):
+        elif (
+            options.retry_failed
+            or now != tuple(remembered[task.row])
+            or writer.store.names([task.row])[0] not in reasons
+        ):
             again.append(task.row)
     changed = _changed(writer, suspects)
     if changed:

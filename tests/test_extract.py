@@ -119,6 +119,15 @@ def test_reasons_of_earlier_runs_stay_in_the_list(run, data, tmp_path):
     assert "empty" in bad_list(tmp_path)["p02"][1]
 
 
+def test_a_reason_that_a_kill_lost_is_found_again(run, data, tmp_path):
+    (data / "p01.png").write_bytes(b"<html>")
+    run()
+    (tmp_path / "cache" / "features.bad.csv").unlink()  # it is written at the end
+    assert run().timing.images == 1
+    assert "HTML" in bad_list(tmp_path)["p01"][1]
+    assert run().timing.images == 0
+
+
 def test_the_list_goes_when_the_images_are_mended(run, data, tmp_path):
     (data / "p01.png").write_bytes(b"<html>")
     run()
