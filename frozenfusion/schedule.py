@@ -18,11 +18,6 @@ def learning_rate(schedule: str, *, epoch: int, epochs: int, highest: float) -> 
     return _SCHEDULES[schedule](epoch - 1, epochs, highest)
 
 
-def depends_on_epochs(schedule: str) -> bool:
-    """Whether training longer would have changed the rates of the epochs before."""
-    return schedule in ("cosine", "linear")
-
-
 def _cosine(part: float, highest: float) -> float:
     lowest = min(LOWEST, highest)
     return lowest + (highest - lowest) * (1 + math.cos(math.pi * part)) / 2
