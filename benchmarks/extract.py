@@ -85,7 +85,7 @@ def arguments() -> argparse.Namespace:
     options.add_argument("--backbone", default="efficientnet-b7", help="image network (%(default)s)")
     options.add_argument("--weights", default="random", help="its weights (%(default)s)")
     options.add_argument("--image-size", type=int, default=224, help="side of the images (%(default)s)")
-    options.add_argument("--images", type=int, default=32, help="images a measurement (%(default)s)")
+    options.add_argument("--images", type=int, default=64, help="images a measurement (%(default)s)")
     options.add_argument("--rounds", type=int, default=5, help="measurements of each way (%(default)s)")
     options.add_argument("--precisions", nargs="+", default=["float32", "bf16"], help="of ours (%(default)s)")
     options.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=RUNTIMES, help="of ours (%(default)s)")

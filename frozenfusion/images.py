@@ -137,7 +137,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode in {"F", "I"} or image.mode.startswith("I;16"):
         return Image.fromarray(_grey(image)).convert("RGB")
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")  # of what is RGB already, Pillow makes a copy
     seen = image.convert("RGBA")
     white = Image.new("RGBA", seen.size, "white")
     return Image.alpha_composite(white, seen).convert("RGB")

@@ -54,7 +54,7 @@ class ExtractOptions:
     """type of the stored numbers"""
 
     batch_size: int | None = None
-    """images a forward pass; by default about 8 on a CPU, 128 on a GPU"""
+    """images a forward pass; by default 4 for each thread of a CPU (64 at most), 128 on a GPU"""
 
     workers: int | None = None
     """threads that decode images ahead of the network; by default chosen from the number of cores"""

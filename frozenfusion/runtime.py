@@ -1,4 +1,4 @@
-"""Running a frozen network as fast as the machine can: batches of one shape, several in flight on a GPU.
+"""Running a frozen network as fast as the machine can: which way, in which precision, in how large batches.
 
 Shapes: b images of a call, s pixels a side.
 """
@@ -9,20 +9,19 @@ import copy
 import importlib.util
 import shutil
 import time
-from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 from frozenfusion.device import choose_device, computes_in_bf16, is_out_of_memory
+from frozenfusion.engines import REQUEST_IMAGES, Engine, OpenVINOEngine, Part, TorchEngine, compiled_engine
 from frozenfusion.errors import UserError
 from frozenfusion.folding import FoldedEfficientNet
 from frozenfusion.progress import log
 
 GPU_BATCH_SIZE = 128
-IN_FLIGHT = {"cpu": 1, "cuda": 3}  # batches begun before the first is waited for
+IN_FLIGHT = {"cpu": 2, "cuda": 3}  # batches begun before the first is waited for
 LEAST_COSINE = 0.999  # between features in low precision and in float32
 
 # What auto expects of a runtime before it tries one: seconds to prepare B7, and how many times faster than eager it
@@ -31,15 +30,12 @@ PREPARATION = {"openvino": 20.0, "compile": 90.0}
 SPEED_UP = {"openvino": 1.25, "compile": 1.15}
 
 _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_OPENVINO_PRECISION = {"float32": "f32", "bf16": "bf16", "fp16": "f16"}
-
-Engine = Callable[[Tensor], Tensor]  # images uint8 (batch_size, s, s, 3) on the device → float32 features
 
 
 class Ticket:
     """Features on their way, in parts."""
 
-    def __init__(self, parts: list[Callable[[], np.ndarray]]) -> None:
+    def __init__(self, parts: list[Part]) -> None:
         self._parts = parts
 
     def result(self) -> np.ndarray:
@@ -78,7 +74,6 @@ class Runner:
             self._network = copy.deepcopy(network).in_precision(_DTYPES[precision])
         self._check_hardware()
         if self.device.type == "cuda":
-            self._copies = torch.cuda.Stream(self.device)
             self._network.in_layout(self._faster_layout())
         self.runtime = "eager" if runtime == "auto" else runtime
         self._engine: Engine | None = None
@@ -88,7 +83,7 @@ class Runner:
 
     def start(self, images: np.ndarray) -> Ticket:
         """Begin with images, uint8 (b, s, s, 3), any number of them. Raises UserError."""
-        parts: list[Callable[[], np.ndarray]] = []
+        parts: list[Part] = []
         done = 0
         while done < len(images):
             batch = images[done : done + self.batch_size]
@@ -102,11 +97,13 @@ class Runner:
 
     # --- one batch
 
-    def _launched(self, images: np.ndarray) -> Callable[[], np.ndarray] | None:
+    def _launched(self, images: np.ndarray) -> Part | None:
         """The way to the features of at most batch_size images; None where memory ran out."""
         try:
             began = time.perf_counter()
-            part = self._launch(images)
+            if self._engine is None:
+                self._engine = self._engine_of(self.runtime)
+            part = self._engine(images)
             if self._unchecked:
                 self._check_precision(images, part())
             if self._deciding:
@@ -123,45 +120,6 @@ class Runner:
         self._batches += 1
         return part
 
-    @torch.no_grad()
-    def _launch(self, images: np.ndarray) -> Callable[[], np.ndarray]:
-        count = len(images)
-        if self._engine is None:
-            self._engine = self._engine_of(self.runtime)
-        if self.device.type != "cuda":
-            computed = self._engine(self._padded(images)).cpu().numpy()
-            return lambda: computed[:count]
-        with torch.cuda.device(self.device):
-            compute = torch.cuda.current_stream()
-            with torch.cuda.stream(self._copies):
-                pixels = self._padded(images).to(self.device, non_blocking=True)
-            compute.wait_stream(self._copies)
-            pixels.record_stream(compute)
-            features = self._engine(pixels)
-            back = torch.empty(features.shape, dtype=features.dtype, pin_memory=True)
-            back.copy_(features, non_blocking=True)
-            arrived = torch.cuda.Event()
-            arrived.record(compute)
-
-        def wait() -> np.ndarray:
-            arrived.synchronize()
-            return back.numpy()[:count]
-
-        return wait
-
-    def _padded(self, images: np.ndarray) -> Tensor:
-        """`images` in a batch of the one shape; in page-locked memory where a GPU is to fetch it."""
-        pinned = self.device.type == "cuda"
-        if len(images) == self.batch_size and not pinned:
-            return torch.from_numpy(np.ascontiguousarray(images))
-        batch = self._blank(pinned)
-        batch[: len(images)] = torch.from_numpy(images)
-        return batch
-
-    def _blank(self, pinned: bool = False) -> Tensor:
-        size = self._image_size
-        return torch.zeros(self.batch_size, size, size, 3, dtype=torch.uint8, pin_memory=pinned)
-
     def _halve(self) -> None:
         if self.batch_size == 1:
             raise UserError(f"out of memory with a single image on {self.device}: free some, or use a smaller network")
@@ -169,7 +127,7 @@ class Runner:
         log.warning("out of memory: going on with batches of %d", self.batch_size)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        self._engine = None  # OpenVINO's is made for one shape
+        self._engine = None  # which is made for one shape
 
     # --- precision
 
@@ -181,10 +139,10 @@ class Runner:
         elif self.precision == "bf16" and not computes_in_bf16(self.device):
             log.warning("%s has no bf16 arithmetic: --precision float32 is likely to be faster", self.device)
 
-    @torch.no_grad()
     def _check_precision(self, images: np.ndarray, features: np.ndarray) -> None:
-        exact = self._exact(self._padded(images).to(self.device))[: len(images)].cpu()
-        cosine = F.cosine_similarity(torch.from_numpy(features).flatten(1), exact.flatten(1)).min().item()
+        exact = TorchEngine(self._exact, self.device, self._shape)(images)()
+        low, full = (torch.from_numpy(of).flatten(1) for of in (features, exact))
+        cosine = F.cosine_similarity(low, full).min().item()
         if not cosine >= LEAST_COSINE:
             raise UserError(
                 f"--precision {self.precision}: features differ too much from float32 (cosine {cosine:.5f} on a first"
@@ -195,12 +153,18 @@ class Runner:
 
     # --- runtimes
 
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        return self.batch_size, self._image_size, self._image_size, 3
+
     def _engine_of(self, runtime: str) -> Engine:
         if runtime == "eager":
-            return self._network
+            return TorchEngine(self._network, self.device, self._shape)
         if runtime == "compile":
-            return _compiled(self._network, self.device)
-        return _openvino(self._exact, self._blank(), self.precision, self.device)
+            return compiled_engine(self._network, self.device, self._shape)
+        if self.device.type != "cpu":
+            raise UserError("--runtime openvino runs on the CPU: give --device cpu, or another --runtime")
+        return OpenVINOEngine(self._exact, self.precision, self._shape)
 
     def _decide(self, seconds: float) -> None:
         """Once the second batch was timed, leave eager for a faster runtime if one will have paid in the end."""
@@ -229,53 +193,27 @@ class Runner:
 
     def _faster_layout(self) -> torch.memory_format:
         layouts = (torch.channels_last, torch.contiguous_format)
-        return min(layouts, key=lambda layout: self._seconds(self._network.in_layout(layout)))
+        engine = self._engine_of("eager")
 
-    @torch.no_grad()
+        def seconds(layout: torch.memory_format) -> float:
+            self._network.in_layout(layout)
+            return self._seconds(engine)
+
+        return min(layouts, key=seconds)
+
     def _seconds(self, engine: Engine) -> float:
         """How long a batch takes once it has been warmed up."""
-        batch = self._blank().to(self.device)
+        batch = np.zeros(self._shape, np.uint8)
         for _ in range(2):
             began = time.perf_counter()
-            engine(batch).cpu()
+            engine(batch)()
         return time.perf_counter() - began
 
 
-def _compiled(network: FoldedEfficientNet, device: torch.device) -> Engine:
-    options: dict[str, str | int | bool | Callable] = {"freezing": True}
-    if device.type == "cuda":
-        options["triton.cudagraphs"] = True
-    compiled = torch.compile(network, dynamic=False, options=options)
-
-    def engine(images: Tensor) -> Tensor:
-        torch.compiler.cudagraph_mark_step_begin()
-        return compiled(images)
-
-    return engine
-
-
-def _openvino(network: FoldedEfficientNet, blank: Tensor, precision: str, device: torch.device) -> Engine:
-    if device.type != "cpu":
-        raise UserError("--runtime openvino runs on the CPU: give --device cpu, or another --runtime")
-    try:
-        import openvino
-    except ImportError as error:
-        raise UserError(f"--runtime openvino: {error}: pip install openvino, or choose another --runtime") from error
-    hints = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": _OPENVINO_PRECISION[precision],
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-    }
-    model = openvino.convert_model(network, example_input=blank[:1, :32, :32].contiguous())  # small: traced quickly
-    model.reshape(list(blank.shape))
-    compiled = openvino.Core().compile_model(model, "CPU", hints)
-    return lambda images: torch.from_numpy(compiled(images.numpy())[0])
-
-
 def _batch_size(device: torch.device) -> int:
-    """On a CPU about 8, as many for each thread: what a thread computes then begins and ends with whole images."""
+    """On a CPU as many images for each thread: what a thread computes then begins and ends with whole images."""
     threads = torch.get_num_threads()
-    return GPU_BATCH_SIZE if device.type == "cuda" else threads * max(1, round(8 / threads))
+    return GPU_BATCH_SIZE if device.type == "cuda" else threads * max(1, min(REQUEST_IMAGES, 64 // threads))
 
 
 def _is_available(runtime: str, device: torch.device) -> bool:
