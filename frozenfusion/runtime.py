@@ -21,7 +21,6 @@ from frozenfusion.folding import FoldedEfficientNet
 from frozenfusion.progress import log
 
 GPU_BATCH_SIZE = 128
-IN_FLIGHT = {"cpu": 2, "cuda": 3}  # batches begun before the first is waited for
 LEAST_COSINE = 0.999  # between features in low precision and in float32
 
 # What auto expects of a runtime before it tries one: seconds to prepare B7, and how many times faster than eager it
@@ -65,7 +64,6 @@ class Runner:
     ) -> None:
         self.device = choose_device(device)
         self.batch_size = batch_size or _batch_size(self.device)
-        self.in_flight = IN_FLIGHT.get(self.device.type, 1)
         self.precision = precision
         self._image_size, self._images_left = image_size, images_left
         self._batches, self._deciding, self._unchecked = 0, runtime == "auto", precision != "float32"
@@ -80,6 +78,13 @@ class Runner:
 
     def __str__(self) -> str:
         return f"{self.device}, {self.runtime}, {self.precision}, batches of {self.batch_size}"
+
+    @property
+    def in_flight(self) -> int:
+        """How many batches to begin before the first is waited for; torch on a CPU is done when it has begun."""
+        if self.device.type == "cuda":
+            return 3
+        return 2 if self.runtime == "openvino" else 1
 
     def start(self, images: np.ndarray) -> Ticket:
         """Begin with images, uint8 (b, s, s, 3), any number of them. Raises UserError."""
