@@ -50,6 +50,9 @@ class Trainer:
         self.model = model.to(device)
         self._dataset, self._train, self._val = dataset, train, val
         self._options, self._seed, self._device, self._autocast = options, seed, device, autocast
+        if autocast is not None and device.type == "cpu" and model.text_encoder is not None:
+            # torch's fused attention is slow backwards in bf16 on a CPU (measured: docs/performance.md)
+            model.text_encoder.set_attn_implementation("eager")
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(trained, lr=options.lr, weight_decay=options.weight_decay, fused=True)
         self.class_weights = self._inverse_frequencies() if options.class_weights else None
