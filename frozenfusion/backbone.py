@@ -25,8 +25,8 @@ class Backbone:
     """A frozen network that turns images, uint8 (b, s, s, 3) RGB, into features (b, *feature_shape) of type `dtype`.
 
     Always in eval mode. A row does not depend on the images around it: batches have one fixed shape, the last is
-    padded (on a CPU this holds to the last bit where the threads share a batch evenly). Describing a backbone is
-    cheap; the network is built by `prepare`, or by the first call.
+    padded (on a CPU with AVX-512, to the last bit not at every batch size: batches of 3 differ). Describing a
+    backbone is cheap; the network is built by `prepare`, or by the first call.
     """
 
     def __init__(
