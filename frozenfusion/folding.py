@@ -66,15 +66,13 @@ class _Block(nn.Module):
 
     def __init__(self, block: MBConvBlock) -> None:
         super().__init__()
-        arguments = block._block_args
-        self.expand = fold(block._expand_conv, block._bn0) if arguments.expand_ratio != 1 else None
+        self.expand = fold(block._expand_conv, block._bn0) if block._block_args.expand_ratio != 1 else None
         self.depthwise = fold(block._depthwise_conv, block._bn1)
         self.squeeze = fold(block._se_reduce)
         self.excite = fold(block._se_expand)
         self._widen_gate()
         self.project = fold(block._project_conv, block._bn2)
-        same_shape = arguments.stride == 1 and arguments.input_filters == arguments.output_filters
-        self.skip = block.id_skip and same_shape  # the package's own condition, word for word: [1] is no 1 to it
+        self.skip = has_skip(block)
 
     def _widen_gate(self) -> None:
         """Give the gate idle channels up to a multiple of 32, so that every image's fill whole vectors.
@@ -96,6 +94,13 @@ class _Block(nn.Module):
         gate = F.silu(self.squeeze(x.mean((2, 3), keepdim=True)), inplace=True)
         x = self.project(x.mul_(torch.sigmoid(self.excite(gate))))
         return x.add_(inputs) if self.skip else x
+
+
+def has_skip(block: MBConvBlock) -> bool:
+    """Whether a block adds its inputs to what it computes."""
+    arguments = block._block_args
+    same_shape = arguments.stride == 1 and arguments.input_filters == arguments.output_filters
+    return block.id_skip and same_shape  # the package's own condition, word for word: [1] is no 1 to it
 
 
 def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None) -> nn.Conv2d:

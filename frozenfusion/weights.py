@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from frozenfusion.errors import UserError
+from frozenfusion.folding import has_skip
 from frozenfusion.progress import log
 
 State = dict[str, Tensor]
 
-RANDOM_RECIPE = "random, recipe 1"  # hashed with random weights: whoever changes what they become changes its number
+RANDOM_RECIPE = "random, recipe 2"  # hashed with random weights: whoever changes what they become changes its number
 DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
 _NAMES_SHOWN = 3
 
@@ -67,14 +68,16 @@ def weights_hash(state: Mapping[str, Tensor], recipe: str = "") -> str:
 # --- random weights
 
 
-def random_state(network: nn.Module, seed: int) -> State:
+def random_state(network: EfficientNet, seed: int) -> State:
     """Random weights for an outline, drawn name by name from one generator.
 
     An untrained network of 55 blocks is easily chaotic, and carries rounding errors further than the picture. So gates
-    of squeeze and excitation begin nearly even, residual branches small, and kernels without a mean, which pass on how
-    channels differ and not what they have in common. The last scale makes features spread by about 1 over photographs.
+    of squeeze and excitation begin nearly even, residual branches small beside what they are added to, and kernels
+    without a mean, which pass on how channels differ and not what they have in common. The last scale makes features
+    spread by about 1 over photographs.
     """
     generator = torch.Generator().manual_seed(seed)
+    small = {f"_blocks.{i}._bn2.weight" for i, block in enumerate(network._blocks) if has_skip(block)}
     state = {}
     for name, tensor in sorted(network.state_dict().items()):
         if not _counts(name):
@@ -87,8 +90,8 @@ def random_state(network: nn.Module, seed: int) -> State:
                 value -= value.mean((1, 2, 3), keepdim=True)
         else:
             value = torch.full(tensor.shape, float(name.endswith(("weight", "running_var"))))
-            if name.endswith("_bn2.weight"):  # the end of each residual branch
-                value *= 0.2
+            if name in small:  # the end of a residual branch
+                value *= 0.1
             elif name == "_bn1.weight":  # the last of all
                 value *= 4.0
         state[name] = value
