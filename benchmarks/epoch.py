@@ -1,8 +1,9 @@
 """Training, pair by pair: the reference end to end, ours on cached images, and ours on cached images and texts.
 
 End to end means the image network in every step (in eval mode, as in ours), texts padded to 128 tokens, float32 and
-Adam as torch makes it; pixels are in memory already, which spares the reference its decoding. Weights are random
-unless others are given; image features are random numbers, since no step takes longer or shorter for what is in them.
+Adam as torch makes it; pixels are in memory already, which spares the reference its decoding. Every way has a process
+of its own. Weights are random unless others are given; image features are random numbers, since no step takes longer
+or shorter for what is in them.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,13 @@ import torch
 import torch.nn.functional as F
 from transformers import AlbertConfig
 
-from benchmarks.common import alternate, parser, print_table, rates, write_results
+from benchmarks.common import alternate, own_process, parser, print_table, rates, write_results
 from benchmarks.equivalence import EndToEnd
 from frozenfusion.backbone import build_backbone
 from frozenfusion.dataset import PairDataset, Rows
 from frozenfusion.device import autocast_type, choose_device
 from frozenfusion.fit import Trainer
+from frozenfusion.memory import keep_freed_memory
 from frozenfusion.model import ModelConfig, build_model
 from frozenfusion.options import TrainOptions
 from frozenfusion.pairs import Pairs, read_pairs
@@ -77,31 +80,32 @@ class Material:
 
 def main() -> None:
     given = arguments()
-    with tempfile.TemporaryDirectory(prefix="benchmark-epoch-") as folder:
-        material = gather(Path(folder), given)
-        steps = material.representative(given.steps)
-        everything = np.arange(len(material.ids))
-        bf16 = autocast_type("auto", material.device)
-        ways: dict[str, Callable[[], object]] = {REFERENCE: end_to_end(material, given), OURS: ours(material, steps)}
-        units = {REFERENCE: BATCH_SIZE, OURS: len(steps)}
-        if bf16 is not None:
-            ways[AUTO], units[AUTO] = ours(material, steps, autocast=bf16), len(steps)
-        ways[FROZEN], units[FROZEN] = ours(material, everything, freeze_text=True, autocast=bf16), len(everything)
+    bf16 = autocast_type("auto", choose_device(given.device))
+    names = [name for name in (REFERENCE, OURS, AUTO, FROZEN) if name != AUTO or bf16 is not None]
+    with tempfile.TemporaryDirectory(prefix="benchmark-epoch-") as name, ExitStack() as processes:
+        held, units, ways = None, {}, {}
+        for number, way in enumerate(names):
+            process = processes.enter_context(own_process())
+            folder = Path(name, str(number))
+            folder.mkdir()
+            held = process.submit(hold, way, folder, given).result()
+            units[way], ways[way] = held.pairs, lambda process=process: process.submit(call).result()
         found = rates(alternate(ways, rounds=given.rounds), units)
+    assert held is not None
     print_table(
-        f"{given.backbone} at {given.image_size} + {given.text_encoder or 'ALBERT-base shapes'}, on {material.device}: "
-        f"batches of {BATCH_SIZE}, texts of {material.texts.lengths.mean():.0f} tokens on average",
+        f"{given.backbone} at {given.image_size} + {given.text_encoder or 'ALBERT-base shapes'}, on {held.device}: "
+        f"batches of {BATCH_SIZE}, texts of {held.tokens:.0f} tokens on average",
         ["way to train", "pairs/s", "times the reference", f"s for {EPOCH:,} pairs"],
         [[way, rate, rate / found[REFERENCE], EPOCH / rate] for way, rate in found.items()],
     )
     if bf16 is None:
-        print(f"\n{AUTO} is float32 here: this {material.device.type} has no bf16 instructions")
+        print(f"\n{AUTO} is float32 here: this {held.device.type} has no bf16 instructions")
     write_results(
         given.json,
         "epoch",
         {
-            "device": str(material.device),
-            "tokens_on_average": float(material.texts.lengths.mean()),
+            "device": str(held.device),
+            "tokens_on_average": held.tokens,
             "pairs_per_second": found,
             "ratios": {way: rate / found[REFERENCE] for way, rate in found.items()},
             "seconds_an_epoch": {way: EPOCH / rate for way, rate in found.items()},
@@ -149,6 +153,38 @@ def base_shapes(encoder: Path) -> Path:
     """The same tokenizer with the configuration of ALBERT-base."""
     AlbertConfig(**ALBERT_BASE, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).save_pretrained(encoder)
     return encoder
+
+
+@dataclass
+class Held:
+    """What a process of its own has made: how many pairs a call of its way takes, and how long their texts are."""
+
+    pairs: int
+    tokens: float
+    device: torch.device
+
+
+HELD: list[Callable[[], object]] = []  # by a process of its own: its way
+
+
+def hold(way: str, folder: Path, given: argparse.Namespace) -> Held:
+    """Make a way in this process."""
+    material = gather(folder, given)
+    steps, everything = material.representative(given.steps), np.arange(len(material.ids))
+    bf16 = autocast_type("auto", material.device)
+    rows = everything if way == FROZEN else steps
+    if way == REFERENCE:
+        rows = rows[:BATCH_SIZE]
+        HELD.append(end_to_end(material, given))
+    else:
+        keep_freed_memory()  # as the scripts do
+        autocast = None if way == OURS else bf16
+        HELD.append(ours(material, rows, freeze_text=way == FROZEN, autocast=autocast))
+    return Held(len(rows), float(material.texts.lengths.mean()), material.device)
+
+
+def call() -> None:
+    HELD[0]()
 
 
 def end_to_end(material: Material, given: argparse.Namespace) -> Callable[[], object]:

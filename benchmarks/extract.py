@@ -2,7 +2,9 @@
 
 The reference's way opens, resizes and computes batch after batch: 8 images, eager float32, the package's own network,
 no workers. Ours is `extract` whole, from a folder of files to a finished feature file, but for building the network.
-A ceiling is the same network run the same way on pixels that lie in memory. Weights are random unless others are given.
+A ceiling is the same network run the same way on pixels that lie in memory. The ways take turns, each in a process of
+its own (ours and its ceiling share one) with a network of its own: mind the memory. Weights are random unless others
+are given.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 from unittest import mock
@@ -23,19 +27,21 @@ from efficientnet_pytorch import EfficientNet
 from PIL import Image
 from safetensors.torch import save_file
 
-from benchmarks.common import alternate, parser, print_table, rates, write_results
+from benchmarks.common import alternate, own_process, parser, print_table, rates, write_results
 from frozenfusion.backbone import Backbone, build_backbone
 from frozenfusion.device import choose_device, computes_in_bf16
 from frozenfusion.errors import UserError
 from frozenfusion.extract import extract
 from frozenfusion.folding import MEAN, STD
 from frozenfusion.images import BadImage, decode_image, read_image_file
+from frozenfusion.memory import keep_freed_memory
 from frozenfusion.options import ExtractOptions
 from frozenfusion.pairs import read_pairs
 from frozenfusion.sample import make_sample
 from frozenfusion.store import FeatureStore
 
-REFERENCE, REFERENCE_BATCH = "reference's way", 8
+REFERENCE, OURS, CEILING = "reference's way", "ours", "ceiling"
+REFERENCE_BATCH = 8
 RUNTIMES = ("eager", "compile", "openvino")
 
 Way = Callable[[], np.ndarray]  # one call: the features (n, d) of all images
@@ -44,27 +50,27 @@ Way = Callable[[], np.ndarray]  # one call: the features (n, d) of all images
 def main() -> None:
     given = arguments()
     device = choose_device(given.device)
-    with tempfile.TemporaryDirectory(prefix="benchmark-extract-") as name:
+    with tempfile.TemporaryDirectory(prefix="benchmark-extract-") as name, ExitStack() as processes:
         folder = Path(name)
         images = some_images(given.data or make_sample(folder / "sample"), folder / "images", given.images)
-        pixels = np.stack([decode_image(image.read_bytes(), given.image_size) for image in images])
         network = build_backbone(given.backbone, given.weights, image_size=given.image_size).network()
         given.weights = str(folder / "weights.safetensors")  # all ways have these
         save_file(network.state_dict(), given.weights)
-        ways: dict[str, Way] = {REFERENCE: reference(network.to(device), images, given.image_size, device)}
-        preparation, left_out = {}, {}
+        process = processes.enter_context(own_process())
+        process.submit(hold_reference, given, images).result()
+        ways, preparation, left_out = {REFERENCE: process}, {}, {}
         for label, precision, runtime in settings(given, device, left_out):
-            began = time.perf_counter()
+            process = processes.enter_context(own_process())
             try:
-                backbone = ready(given, precision, runtime, pixels)
+                preparation[label] = process.submit(hold_ours, given, folder, images, precision, runtime).result()
             except UserError as error:
                 left_out[label] = str(error)
-                continue
-            preparation[label] = time.perf_counter() - began
-            ways[f"ours, {label}"] = ours(backbone, folder, given)
-            ways[f"ceiling, {label}"] = lambda backbone=backbone: backbone(pixels)
+                process.shutdown()
+            else:
+                ways |= {f"{ours_or_ceiling}, {label}": process for ours_or_ceiling in (OURS, CEILING)}
         features: dict[str, np.ndarray] = {}
-        seconds = alternate({name: kept(way, name, features) for name, way in ways.items()}, rounds=given.rounds)
+        calls = {name: called_there(name, process, features) for name, process in ways.items()}
+        seconds = alternate(calls, rounds=given.rounds)
     found = {name: figures(name, seconds, features) for name in ways}
     print_table(
         f"{given.backbone} at {given.image_size}, {len(images)} images, {device}, {torch.get_num_threads()} threads",
@@ -128,6 +134,30 @@ def some_images(data: Path, folder: Path, wanted: int) -> list[Path]:
     return images
 
 
+HELD: dict[str, Way] = {}  # by a process of its own: ways by the first word of their names
+
+
+def hold_reference(given: argparse.Namespace, images: Sequence[Path]) -> None:
+    """Make the reference's way in this process."""
+    device = choose_device(given.device)
+    network = build_backbone(given.backbone, given.weights, image_size=given.image_size).network()
+    HELD[REFERENCE] = reference(network.to(device), images, given.image_size, device)
+
+
+def hold_ours(given: argparse.Namespace, folder: Path, images: Sequence[Path], precision: str, runtime: str) -> float:
+    """Make ours and its ceiling in this process, and return the seconds that took. Raises UserError."""
+    keep_freed_memory()  # as the scripts do
+    pixels = np.stack([decode_image(image.read_bytes(), given.image_size) for image in images])
+    began = time.perf_counter()
+    backbone = ready(given, precision, runtime, pixels)
+    HELD[OURS], HELD[CEILING] = ours(backbone, folder, given), lambda: backbone(pixels)
+    return time.perf_counter() - began
+
+
+def call(name: str) -> np.ndarray:
+    return HELD[name.partition(",")[0]]()
+
+
 def reference(network: EfficientNet, images: Sequence[Path], size: int, device: torch.device) -> Way:
     """The reference's loop, with the package alone."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
@@ -172,9 +202,9 @@ def ours(backbone: Backbone, folder: Path, given: argparse.Namespace) -> Way:
     return run
 
 
-def kept(way: Way, name: str, features: dict[str, np.ndarray]) -> Callable[[], None]:
+def called_there(name: str, process: ProcessPoolExecutor, features: dict[str, np.ndarray]) -> Callable[[], None]:
     def run() -> None:
-        features[name] = way()
+        features[name] = process.submit(call, name).result()
 
     return run
 
@@ -192,7 +222,7 @@ def figures(
     return {
         "images_per_second": rates({name: seconds[name]}, {name: len(found)})[name],
         "times_the_reference": ratio(REFERENCE),
-        "of_its_ceiling": ratio(name.replace("ours", "ceiling")) if name.startswith("ours") else None,
+        "of_its_ceiling": ratio(name.replace(OURS, CEILING)) if name.startswith(OURS) else None,
         "largest_relative_error": float(np.abs(found - expected).max() / np.abs(expected).max()),
         "least_cosine": float(cosine.min()),
     }

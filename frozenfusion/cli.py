@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import tyro
 
 from frozenfusion.errors import UsageError, UserError
+from frozenfusion.memory import keep_freed_memory
 from frozenfusion.progress import TqdmHandler, log
 
 INTERRUPTED = 130
@@ -33,6 +34,7 @@ def run(kind: type[Options], main: Callable[[Options], None], arguments: Sequenc
     log.handlers = [TqdmHandler()]
     log.setLevel(logging.INFO)
     log.propagate = False
+    keep_freed_memory()
     try:
         options = parse(kind, arguments)
         options.check()  # type: ignore[attr-defined]
