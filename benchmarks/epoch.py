@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import AlbertConfig
+from transformers import AlbertConfig, AutoModel
 
 from benchmarks.common import alternate, own_process, parser, print_table, rates, write_results
 from benchmarks.equivalence import EndToEnd
@@ -36,7 +36,14 @@ from frozenfusion.sample import make_sample
 from frozenfusion.sample_texts import make_text_encoder
 from frozenfusion.splits import split_pairs
 from frozenfusion.store import FeatureStore, StoreWriter
-from frozenfusion.text import TokenizedTexts, batches_by_length, load_text_encoder, load_tokenizer, tokenize
+from frozenfusion.text import (
+    TokenizedTexts,
+    batches_by_length,
+    load_text_config,
+    load_text_encoder,
+    load_tokenizer,
+    tokenize,
+)
 from frozenfusion.text_cache import cached_texts
 
 BATCH_SIZE, MAX_LENGTH, LR, WEIGHT_DECAY = 8, 128, 1e-4, 1e-6  # of the reference
@@ -190,7 +197,8 @@ def call() -> None:
 def end_to_end(material: Material, given: argparse.Namespace) -> Callable[[], object]:
     """One step of the reference on the same pairs each time: nothing in it depends on the texts' lengths."""
     image = build_backbone(given.backbone, given.weights, image_size=given.image_size).network()
-    model = EndToEnd(material.text_encoder(), image, 0.5, len(material.pairs.label_names)).to(material.device)
+    text = AutoModel.from_config(load_text_config(material.encoder), dtype=torch.float32)  # as the reference has it
+    model = EndToEnd(text, image, 0.5, len(material.pairs.label_names)).to(material.device)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=LR, weight_decay=WEIGHT_DECAY)
     rows = np.arange(BATCH_SIZE)

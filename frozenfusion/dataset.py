@@ -138,8 +138,13 @@ class FeatureRows:
         return len(self._rows) * int(np.prod(self._store.shape[-1:] if pooled else self._store.shape)) * 4
 
     def _hold(self) -> Tensor:
+        shape = self._store.shape[-1:] if self._pooled else self._store.shape
+        held = torch.empty(len(self._rows), *shape, device=self._device)
         pieces = -(-self._size(pooled=False) // READ_BYTES) or 1
-        return torch.cat([self._read(places) for places in np.array_split(np.arange(len(self._rows)), pieces)])
+        for places in np.array_split(np.arange(len(self._rows)), pieces):
+            if len(places):
+                held[places[0] : places[-1] + 1] = self._read(places)
+        return held
 
     def _read(self, places: Rows) -> Tensor:
         features = torch.zeros(len(places), *self._store.shape)

@@ -20,6 +20,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.activations import GELUTanh, NewGELUActivation
 from transformers.utils import logging as chatter
 
 from frozenfusion.errors import UserError
@@ -228,7 +229,7 @@ def new_encoder(config: Any) -> PreTrainedModel:
     """A text encoder of a configuration, its weights drawn from torch's random state, in float32. Raises UserError."""
     try:
         with quiet():
-            return AutoModel.from_config(config, trust_remote_code=False, dtype=torch.float32)
+            return _with_fast_gelu(AutoModel.from_config(config, trust_remote_code=False, dtype=torch.float32))
     except Exception as error:
         raise UserError(
             f"{config.model_type}: cannot build this text encoder ({_first_line(error)}): check config.json"
@@ -258,6 +259,15 @@ def _pretrained(folder: Path, config: Any) -> PreTrainedModel:
         )
     if missing:
         log.warning("%s has no weights for the pooled output: it starts at random and is trained", folder)
+    return _with_fast_gelu(encoder)
+
+
+def _with_fast_gelu(encoder: PreTrainedModel) -> PreTrainedModel:
+    """The same function of the text: ALBERT's activation in one kernel, where transformers has eight."""
+    for module in list(encoder.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, GELUTanh())
     return encoder
 
 

@@ -247,6 +247,16 @@ def test_pretrained_weights_are_those_of_the_file(with_weights: Path) -> None:
     assert weights_digest(load_text_encoder(with_weights)) == expected
 
 
+def test_outputs_are_those_of_transformers_own_model(with_weights: Path, texts: TokenizedTexts) -> None:
+    assert json.loads((with_weights / "config.json").read_text())["hidden_act"] == "gelu_new"
+    theirs, batch = AutoModel.from_pretrained(with_weights).eval(), texts.batch(range(len(texts)))
+    with torch.inference_mode():
+        pooled, tokens, _ = encode(load_text_encoder(with_weights), batch)
+        expected = theirs(**batch)
+    assert_close(tokens, expected.last_hidden_state, rtol=0, atol=2e-6)
+    assert_close(pooled, expected.pooler_output, rtol=0, atol=2e-6)
+
+
 def test_loading_says_nothing(with_weights: Path, capfd: pytest.CaptureFixture[str]) -> None:
     load_text_encoder(with_weights)
     load_tokenizer(with_weights)
