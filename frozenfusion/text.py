@@ -20,12 +20,12 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
-from transformers.activations import GELUTanh, NewGELUActivation
 from transformers.utils import logging as chatter
 
 from frozenfusion.errors import UserError
 from frozenfusion.files import writing
 from frozenfusion.hub import find_files
+from frozenfusion.kernels import use_fast_kernels
 from frozenfusion.progress import log
 
 _BUCKET_BATCHES = 50  # rows are sorted by length within so many batches: little padding, still random
@@ -229,11 +229,13 @@ def new_encoder(config: Any) -> PreTrainedModel:
     """A text encoder of a configuration, its weights drawn from torch's random state, in float32. Raises UserError."""
     try:
         with quiet():
-            return _with_fast_gelu(AutoModel.from_config(config, trust_remote_code=False, dtype=torch.float32))
+            encoder = AutoModel.from_config(config, trust_remote_code=False, dtype=torch.float32)
     except Exception as error:
         raise UserError(
             f"{config.model_type}: cannot build this text encoder ({_first_line(error)}): check config.json"
         ) from error
+    use_fast_kernels(encoder)
+    return encoder
 
 
 def _pretrained(folder: Path, config: Any) -> PreTrainedModel:
@@ -259,15 +261,7 @@ def _pretrained(folder: Path, config: Any) -> PreTrainedModel:
         )
     if missing:
         log.warning("%s has no weights for the pooled output: it starts at random and is trained", folder)
-    return _with_fast_gelu(encoder)
-
-
-def _with_fast_gelu(encoder: PreTrainedModel) -> PreTrainedModel:
-    """The same function of the text: ALBERT's activation in one kernel, where transformers has eight."""
-    for module in list(encoder.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, NewGELUActivation):
-                setattr(module, name, GELUTanh())
+    use_fast_kernels(encoder)
     return encoder
 
 
