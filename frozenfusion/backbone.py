@@ -30,11 +30,21 @@ class Backbone:
     """
 
     def __init__(
-        self, name: str, state: State, *, random: bool, pool: str, image_size: int, precision: str, dtype: str
+        self,
+        name: str,
+        state: State,
+        *,
+        random: bool,
+        pool: str,
+        image_size: int,
+        precision: str,
+        dtype: str,
+        jpeg_draft: bool = False,
     ) -> None:
         """Not to be called: see `build_backbone`."""
         self.name, self.pool, self.image_size = name, pool, image_size
         self.precision, self.dtype = precision, np.dtype(dtype)
+        self._resampling = f"{RESAMPLING}, jpeg draft" if jpeg_draft else RESAMPLING
         self._state, self._random = state, random
         self._runner: Runner | None = None
 
@@ -52,7 +62,7 @@ class Backbone:
             "backbone": self.name,
             "weights_sha256": weights_hash(self._state, RANDOM_RECIPE if self._random else ""),
             "image_size": self.image_size,
-            "resampling": RESAMPLING,
+            "resampling": self._resampling,
             "normalisation": NORMALISATION,
             "pooling": self.pool,
             "precision": self.precision,
@@ -117,12 +127,14 @@ def build_backbone(
     image_size: int = 224,
     precision: str = "float32",
     dtype: str = "float32",
+    jpeg_draft: bool = False,
     seed: int = 0,
 ) -> Backbone:
     """Describe the frozen network `name` with weights: imagenet, a file (.pth, .safetensors), or random.
 
-    pool is avg or none, precision float32, bf16 or fp16, dtype (of the features) float32 or float16; `seed` draws
-    random weights. Raises UserError if the weights cannot be had or do not fit.
+    pool is avg or none, precision float32, bf16 or fp16, dtype (of the features) float32 or float16; jpeg_draft says
+    how the images will have been decoded; `seed` draws random weights. Raises UserError if the weights cannot be had
+    or do not fit.
     """
     if weights == "random":
         log.warning("random weights: features tell colours and textures apart at best; only for trying things")
@@ -135,4 +147,5 @@ def build_backbone(
         image_size=image_size,
         precision=precision,
         dtype=dtype,
+        jpeg_draft=jpeg_draft,
     )

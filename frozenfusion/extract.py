@@ -101,6 +101,7 @@ def extract(options: ExtractOptions) -> ExtractSummary:
         image_size=options.image_size,
         precision=options.precision,
         dtype=options.dtype,
+        jpeg_draft=options.jpeg_draft,
     )
     with _open_store(options, pairs, backbone) as writer:
         rows = writer.store.rows(pairs.ids)
@@ -265,7 +266,8 @@ class _Extraction:
         try:
             data = read_image_file(task.path)
             digest = file_digest(data)
-            pixels = decode_image(data, self._options.image_size, max_pixels=self._options.max_pixels)
+            options = self._options
+            pixels = decode_image(data, options.image_size, max_pixels=options.max_pixels, draft=options.jpeg_draft)
         except BadImage as error:
             bad = error
         return Decoded(task, pixels, bad, digest, stat, time.perf_counter() - began)

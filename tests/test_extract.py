@@ -67,6 +67,20 @@ def test_every_image_gets_its_own_row(run, data):
     assert np.array_equal(alone.features[0], store.features[7])
 
 
+def test_drafts_of_large_jpegs_are_other_features_and_never_mixed_with_those_of_whole_pictures(run, data, tmp_path):
+    ramp = np.linspace(0, 255, 300 * 400 * 3).reshape(300, 400, 3).astype(np.uint8)
+    Image.fromarray(ramp).save(data / "p11.jpg")
+    (data / "p11.txt").write_text("large")
+    whole = FeatureStore(run().cache)
+    draft = FeatureStore(run(cache=tmp_path / "draft.h5", jpeg_draft=True).cache)
+    assert [name for name in whole.names() if name != "p11"] == whole.names()[:11]
+    assert np.array_equal(whole.features[:11], draft.features[:11])
+    assert not np.array_equal(whole.features[11], draft.features[11])
+    assert np.allclose(whole.features[11], draft.features[11], rtol=0, atol=0.1 * np.abs(whole.features[11]).max())
+    with pytest.raises(UserError, match="resampling pillow-bilinear → pillow-bilinear, jpeg draft"):
+        run(jpeg_draft=True)
+
+
 def test_a_second_run_computes_nothing(run, monkeypatch):
     run()
     monkeypatch.setattr(stage_one.Backbone, "prepare", lambda *given, **options: pytest.fail("computed again"))

@@ -85,6 +85,39 @@ def test_other_formats_come_close(kind):
     assert abs(difference).mean() < 8
 
 
+def smooth(width: int, height: int) -> Image.Image:
+    """A picture of slow waves, as JPEG likes them."""
+    y, x = np.mgrid[:height, :width]
+    waves = [np.sin(x / 90 + shift) * np.cos(y / (70 + shift)) for shift in range(3)]
+    return Image.fromarray((127 + 120 * np.stack(waves, axis=-1)).astype(np.uint8))
+
+
+@pytest.mark.parametrize(("width", "height"), [(256, 300), (511, 900), (1100, 270)])
+def test_a_draft_of_a_large_jpeg_is_decoded_smaller_and_comes_close(width, height, monkeypatch):
+    data = encoded(smooth(width, height), "JPEG", quality=90)
+    decoded = []
+    monkeypatch.setattr(images, "_rgb", lambda image: decoded.append(image.size) or image)
+    whole, draft = (decode_image(data, 64, draft=draft).astype(int) for draft in (False, True))
+    assert decoded[0] == (width, height)
+    assert min(decoded[1]) < min(width, height) / 1.9
+    assert min(decoded[1]) >= 128
+    assert 0 < np.abs(draft - whole).mean() < 0.5
+    assert np.abs(draft - whole).max() < 8
+
+
+def test_a_draft_is_the_picture_itself_where_it_is_small_or_no_jpeg():
+    for data in (encoded(smooth(250, 900), "JPEG"), encoded(smooth(600, 600), "PNG")):
+        assert np.array_equal(decode_image(data, 64, draft=True), decode_image(data, 64))
+
+
+def test_a_draft_is_upright_and_refused_by_its_whole_size():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(smooth(600, 400), "JPEG", quality=95, exif=exif)
+    assert np.abs(decode_image(data, 64, draft=True).astype(int) - decode_image(data, 64)).mean() < 0.5
+    assert refusal(data, draft=True, max_pixels=600 * 400 - 1)[0] == REFUSED
+
+
 def test_grey_palette_and_one_bit_pictures_become_rgb():
     assert np.array_equal(decode_image(encoded(GREY), 32), np.repeat(RAMP[..., None], 3, axis=2))
     palette = COLOUR.quantize(16)
