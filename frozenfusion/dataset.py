@@ -6,6 +6,7 @@ No image is ever opened here. Shapes: b pairs of a batch, n pairs in all, l toke
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -22,7 +23,6 @@ from frozenfusion.store import FeatureStore
 from frozenfusion.text import TextFeatures
 
 HELD_BYTES = 2**30  # features up to this size are held in memory, larger ones stay in the file
-READ_BYTES = 2**27  # of features to be held, read at once
 
 Rows = npt.NDArray[np.int64]
 
@@ -127,23 +127,26 @@ class FeatureRows:
         self._store, self._rows, self._device = store, rows, torch.device(device)
         self._ok = store.status[rows] == OK
         self._pooled = pooled and len(store.shape) == 2
-        self._held = self._hold() if self._size(pooled=self._pooled) <= HELD_BYTES else None
+        self._held = self._hold() if self._size() <= HELD_BYTES else None
 
     def __getitem__(self, places: Rows) -> Tensor:
         if self._held is None:
             return self._read(places)
         return self._held.index_select(0, torch.from_numpy(places).to(self._device))
 
-    def _size(self, *, pooled: bool) -> int:
-        return len(self._rows) * int(np.prod(self._store.shape[-1:] if pooled else self._store.shape)) * 4
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        return self._store.shape[-1:] if self._pooled else self._store.shape
+
+    def _size(self) -> int:
+        return len(self._rows) * math.prod(self._shape) * 4
 
     def _hold(self) -> Tensor:
-        shape = self._store.shape[-1:] if self._pooled else self._store.shape
-        held = torch.empty(len(self._rows), *shape, device=self._device)
-        pieces = -(-self._size(pooled=False) // READ_BYTES) or 1
-        for places in np.array_split(np.arange(len(self._rows)), pieces):
-            if len(places):
-                held[places[0] : places[-1] + 1] = self._read(places)
+        held = torch.empty(len(self._rows), *self._shape, device=self._device)
+        done = 0
+        for rows in self._store.in_chunks(self._rows):
+            held[done : done + len(rows)] = self._read(np.arange(done, done + len(rows)))
+            done += len(rows)
         return held
 
     def _read(self, places: Rows) -> Tensor:

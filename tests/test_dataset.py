@@ -116,7 +116,7 @@ def test_pooled_features_are_the_mean_over_the_regions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held_bytes: int
 ) -> None:
     monkeypatch.setattr(dataset_module, "HELD_BYTES", held_bytes)
-    monkeypatch.setattr(dataset_module, "READ_BYTES", 1000)  # some rows at a time
+    monkeypatch.setattr("frozenfusion.store_reader.CHUNK_BYTES", 1000)  # some rows at a time
     store = FeatureStore(tiny.make_store(tmp_path / "features.h5", 24, regions=5))
     found = FeatureRows(store, np.arange(24), pooled=True)[np.array([9, 3, 0])]
     assert found.numpy() == pytest.approx(np.stack([store.features[row].mean(axis=0) for row in (9, 3, 0)]), abs=1e-6)
