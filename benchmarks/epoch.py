@@ -2,8 +2,8 @@
 
 End to end means the image network in every step (in eval mode, as in ours), texts padded to 128 tokens, float32 and
 Adam as torch makes it; pixels are in memory already, which spares the reference its decoding. Every way has a process
-of its own. Weights are random unless others are given; image features are random numbers, since no step takes longer
-or shorter for what is in them.
+of its own. Weights (but for --weights) and image features are random numbers, since no step takes longer or shorter
+for what is in them.
 """
 
 from __future__ import annotations
@@ -63,7 +63,6 @@ class Material:
 
     folder: Path
     encoder: Path
-    text_weights: str
     pairs: Pairs
     ids: list[str]
     texts: TokenizedTexts
@@ -73,7 +72,7 @@ class Material:
 
     def text_encoder(self) -> Any:
         """A new text encoder, the same each time."""
-        return load_text_encoder(self.encoder, self.text_weights, seed=0)
+        return load_text_encoder(self.encoder, "random", seed=0)
 
     def representative(self, steps: int) -> Rows:
         """The rows of so many batches, evenly from those of the longest texts to those of the shortest."""
@@ -126,7 +125,6 @@ def arguments() -> argparse.Namespace:
     options.add_argument(
         "--text-encoder", type=Path, help="folder with tokenizer and configuration (ALBERT-base shapes)"
     )
-    options.add_argument("--text-weights", choices=("pretrained", "random"), default="random", help="(%(default)s)")
     options.add_argument("--backbone", default="efficientnet-b7", help="image network (%(default)s)")
     options.add_argument("--weights", default="random", help="weights of the image network (%(default)s)")
     options.add_argument("--image-size", type=int, default=224, help="side of the images (%(default)s)")
@@ -153,7 +151,7 @@ def gather(folder: Path, given: argparse.Namespace) -> Material:
     texts = tokenize(load_tokenizer(encoder), words, MAX_LENGTH)
     device = choose_device(given.device)
     dataset = PairDataset(pairs, ids, FeatureStore(folder / "features.h5"), texts, device=device)
-    return Material(folder, encoder, given.text_weights, pairs, ids, texts, dataset, width, device)
+    return Material(folder, encoder, pairs, ids, texts, dataset, width, device)
 
 
 def base_shapes(encoder: Path) -> Path:
@@ -182,7 +180,7 @@ def hold(way: str, folder: Path, given: argparse.Namespace) -> Held:
     rows = everything if way == FROZEN else steps
     if way == REFERENCE:
         rows = rows[:BATCH_SIZE]
-        HELD.append(end_to_end(material, given))
+        HELD.append(end_to_end(material, rows, given))
     else:
         keep_freed_memory()  # as the scripts do
         autocast = None if way == OURS else bf16
@@ -194,15 +192,14 @@ def call() -> None:
     HELD[0]()
 
 
-def end_to_end(material: Material, given: argparse.Namespace) -> Callable[[], object]:
+def end_to_end(material: Material, rows: Rows, given: argparse.Namespace) -> Callable[[], object]:
     """One step of the reference on the same pairs each time: nothing in it depends on the texts' lengths."""
     image = build_backbone(given.backbone, given.weights, image_size=given.image_size).network()
     text = AutoModel.from_config(load_text_config(material.encoder), dtype=torch.float32)  # as the reference has it
     model = EndToEnd(text, image, 0.5, len(material.pairs.label_names)).to(material.device)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=LR, weight_decay=WEIGHT_DECAY)
-    rows = np.arange(BATCH_SIZE)
-    shape = (BATCH_SIZE, given.image_size, given.image_size, 3)
+    shape = (len(rows), given.image_size, given.image_size, 3)
     pixels = torch.from_numpy(np.random.default_rng(2).integers(0, 256, shape, np.uint8))
     labels = material.dataset.batch(rows).labels
     model.train()

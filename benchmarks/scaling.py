@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,11 +22,12 @@ import torch
 from PIL import Image
 from transformers import AlbertConfig, AlbertModel
 
-from benchmarks.common import parser, print_table, write_results
+from benchmarks.common import own_process, parser, print_table, write_results
 from frozenfusion.dataset import FeatureRows, PairDataset
 from frozenfusion.extract import extract
 from frozenfusion.files import replacing
 from frozenfusion.fit import Trainer
+from frozenfusion.memory import keep_freed_memory
 from frozenfusion.model import ModelConfig, build_model
 from frozenfusion.options import ExtractOptions, TrainOptions
 from frozenfusion.pairs import Pairs, read_pairs
@@ -85,12 +85,13 @@ def arguments() -> argparse.Namespace:
 
 def in_own_process(n: int, folder: Path, dtype: str, at_most: int) -> Figures:
     """The figures of one size, from a new process, whose memory holds nothing of the sizes before."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(all_stages, (n, folder, dtype, at_most))
+    with own_process() as process:
+        return process.submit(all_stages, n, folder, dtype, at_most).result()
 
 
 def all_stages(n: int, folder: Path, dtype: str, at_most: int) -> Figures:
     """Every stage once over `n` pairs, after a few pairs that load what is loaded once."""
+    keep_freed_memory()  # as the scripts do
     stages(3 * BATCH_SIZE, folder / "warm-up", dtype, at_most)
     return stages(n, folder / "full", dtype, at_most)
 

@@ -24,9 +24,9 @@ FORMAT_VERSION = 1  # of what a row means: whoever changes the features of the s
 class Backbone:
     """A frozen network that turns images, uint8 (b, s, s, 3) RGB, into features (b, *feature_shape) of type `dtype`.
 
-    Always in eval mode. A row does not depend on the images around it: batches have one fixed shape, the last is
-    padded (on a CPU with AVX-512, to the last bit not at every batch size: batches of 3 differ). Describing a
-    backbone is cheap; the network is built by `prepare`, or by the first call.
+    Always in eval mode. A row depends on the images around it by rounding at most (a few millionths), and on most
+    CPUs and at most batch sizes not at all: batches have one fixed shape, the last is padded. Describing a backbone is
+    cheap; the network is built by `prepare`, or by the first call.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Backbone:
         image_size: int,
         precision: str,
         dtype: str,
-        jpeg_draft: bool = False,
+        jpeg_draft: bool,
     ) -> None:
         """Not to be called: see `build_backbone`."""
         self.name, self.pool, self.image_size = name, pool, image_size

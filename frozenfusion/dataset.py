@@ -143,10 +143,8 @@ class FeatureRows:
 
     def _hold(self) -> Tensor:
         held = torch.empty(len(self._rows), *self._shape, device=self._device)
-        done = 0
-        for rows in self._store.in_chunks(self._rows):
-            held[done : done + len(rows)] = self._read(np.arange(done, done + len(rows)))
-            done += len(rows)
+        for places in self._store.in_chunks(np.arange(len(self._rows))):
+            held[places[0] : places[-1] + 1] = self._read(places)
         return held
 
     def _read(self, places: Rows) -> Tensor:

@@ -69,7 +69,7 @@ class TorchEngine:
         if len(images) == self._shape[0] and not pinned:
             return torch.from_numpy(np.ascontiguousarray(images))
         batch = torch.zeros(self._shape, dtype=torch.uint8, pin_memory=pinned)
-        batch[: len(images)] = torch.from_numpy(images)
+        batch.numpy()[: len(images)] = images
         return batch
 
 

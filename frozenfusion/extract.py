@@ -261,12 +261,11 @@ class _Extraction:
             yield image
 
     def _decode(self, task: Task) -> Decoded:
-        began = time.perf_counter()
+        began, options = time.perf_counter(), self._options
         stat, digest, pixels, bad = file_stat(task.path), None, None, None
         try:
             data = read_image_file(task.path)
             digest = file_digest(data)
-            options = self._options
             pixels = decode_image(data, options.image_size, max_pixels=options.max_pixels, draft=options.jpeg_draft)
         except BadImage as error:
             bad = error

@@ -54,7 +54,7 @@ class ExtractOptions:
     """type of the stored numbers"""
 
     batch_size: int | None = None
-    """images a forward pass; by default 4 for each thread of a CPU (64 at most), 128 on a GPU"""
+    """images a forward pass; by default up to 4 for each thread of a CPU, 128 on a GPU"""
 
     workers: int | None = None
     """threads that decode images ahead of the network; by default chosen from the number of cores"""
@@ -69,7 +69,7 @@ class ExtractOptions:
     """images with more pixels than this are refused before they are decoded"""
 
     jpeg_draft: bool = False
-    """decode large JPEGs at a fraction of their size: six times as fast at 12 megapixels, other features by a trifle"""
+    """decode JPEGs of several megapixels at a fraction of their size: faster, and the features differ by a trifle"""
 
     resume: Resume = "auto"
     """auto continues what is there, always fails if there is nothing, never refuses to overwrite"""

@@ -24,9 +24,10 @@ GPU_BATCH_SIZE = 128
 LEAST_COSINE = 0.999  # between features in low precision and in float32
 
 # What auto expects of a runtime before it tries one: seconds to prepare B7, and how many times faster than eager it
-# is in the end (measured: docs/performance.md). What it does after trying depends on the speed that it then measures.
-PREPARATION = {"openvino": 20.0, "compile": 90.0}
-SPEED_UP = {"openvino": 1.25, "compile": 1.15}
+# is in the end, between float32 and bf16 (measured: docs/performance.md). What auto does then depends on the speed
+# that it measures itself.
+PREPARATION = {"openvino": 10.0, "compile": 60.0}
+SPEED_UP = {"openvino": 1.25, "compile": 1.1}
 
 _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -46,9 +47,9 @@ class Runner:
     """A folded network on a device, in one precision, by one runtime; all of them as asked for or as found best.
 
     `batch_size` images go through at a time: fewer are padded, so that no row depends on how many there were. It is
-    halved when memory runs out. `in_flight` batches may be started before the first is waited for. With runtime
-    "auto", `images_left` decides whether preparing a faster one than eager can pay, and the first batches tell.
-    Raises UserError for a device or runtime that is not there.
+    halved when memory runs out as a batch begins. `in_flight` batches may be started before the first is waited for.
+    With runtime "auto", `images_left` decides whether preparing a faster one than eager can pay, and the first batches
+    tell. Raises UserError for a device or runtime that is not there.
     """
 
     def __init__(
@@ -71,8 +72,6 @@ class Runner:
         if precision != "float32":
             self._network = copy.deepcopy(network).in_precision(_DTYPES[precision])
         self._check_hardware()
-        if self.device.type == "cuda":
-            self._network.in_layout(self._faster_layout())
         self.runtime = "eager" if runtime == "auto" else runtime
         self._engine: Engine | None = None
 
@@ -87,7 +86,7 @@ class Runner:
         return 2 if self.runtime == "openvino" else 1
 
     def start(self, images: np.ndarray) -> Ticket:
-        """Begin with images, uint8 (b, s, s, 3), any number of them. Raises UserError."""
+        """Begin with images, uint8 (b, s, s, 3), one or more. Raises UserError."""
         parts: list[Part] = []
         done = 0
         while done < len(images):
@@ -109,6 +108,8 @@ class Runner:
             if self._engine is None:
                 self._engine = self._engine_of(self.runtime)
             part = self._engine(images)
+            if not self._batches:
+                part()  # so that what cannot work at all fails here
             if self._unchecked:
                 self._check_precision(images, part())
             if self._deciding:
@@ -163,13 +164,14 @@ class Runner:
         return self.batch_size, self._image_size, self._image_size, 3
 
     def _engine_of(self, runtime: str) -> Engine:
-        if runtime == "eager":
-            return TorchEngine(self._network, self.device, self._shape)
-        if runtime == "compile":
-            return compiled_engine(self._network, self.device, self._shape)
-        if self.device.type != "cpu":
-            raise UserError("--runtime openvino runs on the CPU: give --device cpu, or another --runtime")
-        return OpenVINOEngine(self._exact, self.precision, self._shape)
+        if runtime == "openvino":
+            if self.device.type != "cpu":
+                raise UserError("--runtime openvino runs on the CPU: give --device cpu, or another --runtime")
+            return OpenVINOEngine(self._exact, self.precision, self._shape)
+        eager = TorchEngine(self._network, self.device, self._shape)
+        if self.device.type == "cuda":
+            self._network.in_layout(self._faster_layout(eager))
+        return eager if runtime == "eager" else compiled_engine(self._network, self.device, self._shape)
 
     def _decide(self, seconds: float) -> None:
         """Once the second batch was timed, leave eager for a faster runtime if one will have paid in the end."""
@@ -196,9 +198,8 @@ class Runner:
                 self._unchecked = self.precision != "float32"
                 return
 
-    def _faster_layout(self) -> torch.memory_format:
+    def _faster_layout(self, engine: Engine) -> torch.memory_format:
         layouts = (torch.channels_last, torch.contiguous_format)
-        engine = self._engine_of("eager")
 
         def seconds(layout: torch.memory_format) -> float:
             self._network.in_layout(layout)
@@ -216,7 +217,7 @@ class Runner:
 
 
 def _batch_size(device: torch.device) -> int:
-    """On a CPU as many images for each thread: what a thread computes then begins and ends with whole images."""
+    """On a CPU as many images for each thread, so that most of what a thread computes are whole images."""
     threads = torch.get_num_threads()
     return GPU_BATCH_SIZE if device.type == "cuda" else threads * max(1, min(REQUEST_IMAGES, 64 // threads))
 

@@ -113,7 +113,7 @@ class FeatureStore:
         return np.array(damaged, dtype=np.int64)
 
     def in_chunks(self, rows: Rows) -> Iterator[Rows]:
-        """Parts of `rows` whose features fit in a few megabytes, letting go of what was mapped for each."""
+        """Parts of `rows` whose features fit in a few megabytes each, letting go of what was mapped for one before."""
         size = max(1, CHUNK_BYTES // self.spans["features"].row_bytes)
         for start in range(0, len(rows), size):
             yield rows[start : start + size]

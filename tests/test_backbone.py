@@ -167,6 +167,16 @@ def test_random_features_neither_vanish_nor_explode():
     assert spread.max() < 50
 
 
+def test_random_branches_are_small_beside_what_they_are_added_to_and_there_alone():
+    """Others would fade away from block to block, until a deep network carries its own rounding (bf16)."""
+    network = backbone_of("random").network()
+    narrow = [block._block_args.input_filters == block._block_args.output_filters for block in network._blocks]
+    skips = [same and block._block_args.stride in (1, [1]) for same, block in zip(narrow, network._blocks, strict=True)]
+    assert 0 < sum(skips) < len(skips)
+    for block, skip in zip(network._blocks, skips, strict=True):
+        assert block._bn2.weight.unique().tolist() == pytest.approx([0.1 if skip else 1.0])
+
+
 def test_random_weights_are_warned_about(caplog):
     backbone_of("random")
     assert "random weights" in caplog.text

@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers import AutoConfig, AutoModel
+from transformers.activations import NewGELUActivation
 
 from frozenfusion import kernels
 
 needs_onednn = pytest.mark.skipif(
-    not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this torch has no oneDNN product"
+    not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")),
+    reason="this torch has no oneDNN product",
 )
 
 
@@ -109,6 +111,8 @@ def test_encoders_get_fast_kernels_and_stay_what_they_are(processor: str, tmp_pa
     fast: Any = AutoModel.from_config(config).eval()
     fast.load_state_dict(plain.state_dict())
     kernels.use_fast_kernels(fast)
+    assert any(isinstance(module, NewGELUActivation) for module in plain.modules())
+    assert not any(isinstance(module, NewGELUActivation) for module in fast.modules())
     by_onednn = {type(module) for module in fast.modules() if isinstance(module, nn.Linear)}
     assert by_onednn == {kernels.OneDNNLinear if processor == "AMD" else nn.Linear}
     assert fast.state_dict().keys() == plain.state_dict().keys()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -83,6 +83,13 @@ def test_a_row_is_the_same_in_any_company_and_at_any_place(runners, pictures, si
     assert np.array_equal(runners[size].start(pictures[order]).result(), together[order])
 
 
+@settings(max_examples=20, deadline=None)
+@given(size=st.integers(1, 12), order=st.permutations(range(11)))
+def test_at_any_batch_size_a_row_depends_on_others_by_rounding_alone(network, pictures, expected, size, order):
+    runner = runner_of(FoldedEfficientNet(network, "avg"), batch_size=size)
+    assert largest_difference(runner.start(pictures[order]).result(), expected[order]) < 1e-5
+
+
 def test_results_outlive_the_batches_that_follow(folded, pictures):
     runner = runner_of(folded)
     first, second = runner.start(pictures[:4]), runner.start(pictures[4:8])
@@ -106,6 +113,31 @@ def test_openvino_features_are_the_same(network, pictures, expected):
         assert np.array_equal(runner.start(pictures[6:9]).result(), features[6:9])
         pooled = features if pool == "avg" else features.mean(1)
         assert largest_difference(pooled, expected) < 1e-5
+
+
+def test_openvinos_requests_are_used_again_and_results_come_in_any_order(folded, pictures):
+    pytest.importorskip("openvino")
+    runner = runner_of(folded, runtime="openvino", batch_size=2)
+    assert runner.in_flight == 2
+    runner.start(pictures[:2]).result()
+    many = np.tile(pictures, (3 * len(runner._engine._requests), 1, 1, 1))
+    tickets = [runner.start(many[first : first + 2]) for first in range(0, len(many), 2)]
+    features = np.concatenate([ticket.result() for ticket in reversed(tickets)][::-1])
+    assert np.array_equal(features, np.tile(features[:11], (3 * len(runner._engine._requests), 1)))
+
+
+def test_a_runtime_that_fails_only_when_waited_for_says_what_works(folded, pictures, monkeypatch):
+    def broken():
+        raise RuntimeError("driver broke")
+
+    monkeypatch.setattr(runtime, "OpenVINOEngine", lambda *_: lambda images: broken)
+    with pytest.raises(UserError, match=r"--runtime openvino failed \(driver broke\): use --runtime eager"):
+        runner_of(folded, runtime="openvino").start(pictures)
+
+
+def test_reversed_pictures_are_taken_too(folded, pictures):
+    runner = runner_of(folded)
+    assert np.array_equal(runner.start(pictures[::-1]).result(), runner.start(pictures[::-1].copy()).result())
 
 
 def test_a_runtime_that_is_not_installed_says_how_to_get_it(folded, pictures, monkeypatch):
@@ -194,7 +226,15 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(network, pictures):
 
 
 @pytest.fixture
-def pays_at_once(monkeypatch):
+def clock(monkeypatch):
+    """A clock that goes on by a second each time it is read: every batch takes one."""
+    ticks = itertools.count()
+    monkeypatch.setattr(runtime.time, "perf_counter", lambda: float(next(ticks)))
+    return ticks
+
+
+@pytest.fixture
+def pays_at_once(monkeypatch, clock):
     """As if preparing a runtime took no time, and only compiling were possible."""
     monkeypatch.setattr(runtime, "PREPARATION", {"openvino": 0.0, "compile": 0.0})
     monkeypatch.setattr(runtime, "_is_available", lambda name, device: name == "compile")
@@ -208,11 +248,11 @@ def test_auto_stays_with_eager_for_few_images(folded, pictures, monkeypatch):
 
 
 @pytest.mark.usefixtures("pays_at_once")
-def test_auto_changes_to_what_is_measured_to_be_faster(folded, pictures, expected, monkeypatch):
+def test_auto_changes_to_what_is_measured_to_be_faster(folded, pictures, expected, monkeypatch, clock):
     fast = runner_of(folded)._engine_of("eager")
 
     def slow(images):
-        time.sleep(0.05)
+        next(clock)
         return fast(images)
 
     monkeypatch.setattr(runtime, "compiled_engine", lambda *_: fast)
@@ -224,11 +264,11 @@ def test_auto_changes_to_what_is_measured_to_be_faster(folded, pictures, expecte
 
 
 @pytest.mark.usefixtures("pays_at_once")
-def test_auto_stays_with_eager_where_that_is_faster(folded, pictures, monkeypatch):
+def test_auto_stays_with_eager_where_that_is_faster(folded, pictures, monkeypatch, clock):
     fast = runner_of(folded)._engine_of("eager")
 
     def slower(images):
-        time.sleep(0.5)
+        next(clock)
         return fast(images)
 
     monkeypatch.setattr(runtime, "compiled_engine", lambda *_: slower)

@@ -348,11 +348,18 @@ def test_a_checkpoint_of_another_model_names_the_difference(options: TrainOption
         train_module.restore(RunFolder(options.run), trainer.model, trainer.optimizer)
 
 
-def make_trainer(options: TrainOptions, head: str = "concat") -> Trainer:
+def make_trainer(options: TrainOptions, head: str = "concat", autocast: torch.dtype | None = None) -> Trainer:
     material = Material(options)
     model = build_model(material.model_config(head), material.text_encoder(0), 0)
     return Trainer(
-        model, material.dataset(head), material.train, material.val, options, seed=0, device=torch.device("cpu")
+        model,
+        material.dataset(head),
+        material.train,
+        material.val,
+        options,
+        seed=0,
+        device=torch.device("cpu"),
+        autocast=autocast,
     )
 
 
@@ -446,6 +453,15 @@ def test_the_recipe_of_the_reference_is_the_default() -> None:
     assert (options.schedule, options.image_dropout, options.max_length, options.save_every) == (
         *("cosine-restarts", 0.5, 128, 5),
     )
+
+
+@pytest.mark.parametrize(("autocast", "attention"), [(None, "sdpa"), (torch.bfloat16, "eager")])
+def test_attention_is_fused_but_in_bf16_on_a_cpu(
+    options: TrainOptions, autocast: torch.dtype | None, attention: str
+) -> None:
+    encoder = make_trainer(options, autocast=autocast).model.text_encoder
+    assert encoder is not None
+    assert encoder.config._attn_implementation == attention
 
 
 def test_a_training_in_bf16_goes_through(options: TrainOptions) -> None:
