@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from frozenfusion.cli import run
+from frozenfusion.manifests import SUFFIXES
 from frozenfusion.options import ExtractOptions
 
 
@@ -27,8 +28,9 @@ def main(options: ExtractOptions) -> None:
 
 
 def _file_and_data(options: ExtractOptions) -> tuple[Path, Path | None]:
-    """The feature file to look at may be given in the place of DATA."""
-    if options.data.suffix in {".h5", ".hdf5"}:
+    """The feature file to look at may be given in the place of DATA, which is a folder or a manifest."""
+    looking = options.info or options.verify
+    if looking and not options.data.is_dir() and options.data.suffix.lower() not in SUFFIXES:
         return options.data, None
     return options.cache, options.data
 

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import logging
+import os
 import re
 import sys
 import traceback
@@ -19,7 +20,7 @@ from frozenfusion.errors import UsageError, UserError
 from frozenfusion.memory import keep_freed_memory
 from frozenfusion.progress import TqdmHandler, log
 
-INTERRUPTED = 130
+FAILED, INTERRUPTED = 1, 130
 
 Options = TypeVar("Options")
 
@@ -39,6 +40,10 @@ def run(kind: type[Options], main: Callable[[Options], None], arguments: Sequenc
         options = parse(kind, arguments)
         options.check()  # type: ignore[attr-defined]
         main(options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read has gone: say no more
+        return FAILED
     except UserError as error:
         if "--debug" in arguments:
             traceback.print_exc()

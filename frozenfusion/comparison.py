@@ -279,7 +279,8 @@ def _chosen(heads: Sequence[Row]) -> Row | None:
     """The head with the best validation accuracy, if there are several and all have one; the smaller of equals."""
     if len(heads) < 2 or any(row.validation is None for row in heads):
         return None
-    return max(heads, key=lambda row: (row.validation or 0.0, -(row.parameters or 0)))
+    # rounded, since means over seeds of equal accuracies differ in their last bits
+    return max(heads, key=lambda row: (round(row.validation or 0.0, 9), -(row.parameters or 0)))
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

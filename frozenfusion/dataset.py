@@ -118,7 +118,8 @@ def computed_rows(store: FeatureStore, ids: Sequence[str], data: str | Path) -> 
 class FeatureRows:
     """Rows of a store as float32 tensors on `device`: held there when they are few, else read from the file.
 
-    `rows` (n,) int64 are the store's; those that are not ok read as zeros. `pooled` takes the mean over regions.
+    `rows` (n,) int64 are the store's; those that are not ok read as zeros. `pooled` takes the mean over regions. Raises
+    UserError for rows that are damaged.
     """
 
     def __init__(
@@ -126,6 +127,7 @@ class FeatureRows:
     ) -> None:
         self._store, self._rows, self._device = store, rows, torch.device(device)
         self._ok = store.status[rows] == OK
+        self._checked = np.zeros(len(rows), bool)  # against the checksums
         self._pooled = pooled and len(store.shape) == 2
         self._held = self._hold() if self._size() <= HELD_BYTES else None
 
@@ -152,9 +154,16 @@ class FeatureRows:
         ok = np.flatnonzero(self._ok[places])
         rows = self._rows[places[ok]]
         if len(ok):
+            self._check(places[ok])
             order = np.argsort(rows, kind="stable")  # in the order of the file
             features[torch.from_numpy(ok[order])] = torch.from_numpy(self._store.gather(rows[order])).float()
         return (features.mean(dim=1) if self._pooled else features).to(self._device)
+
+    def _check(self, places: Rows) -> None:
+        """Let no damaged row be trained on or judged by: each is checked when it is read first."""
+        new = places[~self._checked[places]]
+        self._store.require_undamaged(self._rows[new])
+        self._checked[new] = True
 
 
 def _told(some: list[str], ids: Sequence[str]) -> str:
@@ -163,7 +172,9 @@ def _told(some: list[str], ids: Sequence[str]) -> str:
 
 
 def _remedy(store: FeatureStore, data: str | Path) -> str:
-    return f"add them with: python extract_features.py {data} --cache {store.path}"
+    return (
+        f"add them with python extract_features.py {data} --cache {store.path}, and the options that it was made with"
+    )
 
 
 def _moved(text: Mapping[str, Tensor] | TextFeatures, device: torch.device) -> Mapping[str, Tensor] | TextFeatures:

@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 from frozenfusion import fusion_decision, fusion_feature, fusion_sequence  # noqa: F401  (each registers its heads)
-from frozenfusion.errors import UserError
+from frozenfusion.errors import UsageError, UserError
 from frozenfusion.fusion_base import FUSION_HEADS, FusionHead, Inputs, Output, register
 
 __all__ = ["FUSION_HEADS", "FusionHead", "Inputs", "Output", "build_head", "head_options", "register", "why_not"]
@@ -15,9 +15,9 @@ _COMMON = ("width", "text_width", "classes")
 
 
 def head_class(name: str) -> type[FusionHead]:
-    """The head called `name`. Raises UserError that lists the names there are."""
+    """The head called `name`. Raises UsageError that lists the names there are."""
     if name not in FUSION_HEADS:
-        raise UserError(f"--fusion {name}: no such fusion head: choose from {', '.join(FUSION_HEADS)}, or all")
+        raise UsageError(f"--fusion {name}: no such fusion head: choose from {', '.join(FUSION_HEADS)}, or all")
     return FUSION_HEADS[name]
 
 

@@ -44,10 +44,12 @@ class Inputs:
             told = " and ".join(f"{', '.join(each.model.label_names)} ({each.folder})" for each in (self.runs[0], run))
             raise UserError(f"the runs have different classes, {told}: evaluate them one by one")
         if "image" in head_class(run.head).uses:
-            try:
-                self.store.require_fingerprint(run.model.image_fingerprint)
-            except UserError as error:
-                raise UserError(f"{run.folder} was trained on other image features: {error}") from error
+            changes = self.store.differences(run.model.image_fingerprint)
+            if changes:
+                raise UserError(
+                    f"{run.folder} was trained on other image features than {self.store.path} holds ({changes}):"
+                    " give the --cache that it was trained on, or one made in the same way"
+                )
 
     @property
     def scored(self) -> NDArray[np.int64]:

@@ -33,7 +33,7 @@ def verify(cache: Path, data: Path | None = None) -> str:
     Returns what was found, if all is well. Raises UserError that names what is not.
     """
     store = FeatureStore(cache)
-    checked = store.counts()["ok"]
+    checked, pending = (store.counts()[name] for name in ("ok", "pending"))
     with Progress(checked, "row", "verifying") as progress:
         damaged = store.names(store.damaged_rows(progress.update))
     if damaged:
@@ -42,6 +42,8 @@ def verify(cache: Path, data: Path | None = None) -> str:
             "extract_features.py DATA --rebuild, or restore it"
         )
     told = f"{cache}: all {checked:,} rows are as they were written"
+    if pending:
+        told += f" ({pending:,} more are pending)"
     if data is None:
         return told
     changed, compared = _changed_files(store, data)

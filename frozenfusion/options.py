@@ -11,6 +11,7 @@ from tyro.conf import Positional
 from frozenfusion.errors import UsageError
 
 DEFAULT_CACHE = Path("cache/features.h5")
+PILLOW_PIXELS = 178_956_970  # pictures with more are refused by Pillow itself
 
 Resume = Literal["auto", "always", "never"]
 Device = str
@@ -100,6 +101,9 @@ class ExtractOptions:
         _at_least("--image-size", self.image_size, 32)
         _at_most("--image-size", self.image_size, 1024)
         _at_least("--max-pixels", self.max_pixels, 1)
+        _at_most("--max-pixels", self.max_pixels, PILLOW_PIXELS)
+        if self.info and self.verify:
+            raise UsageError("--info and --verify look at a feature file in two ways: give one of the two")
         if self.batch_size is not None:
             _at_least("--batch-size", self.batch_size, 1)
         if self.workers is not None:

@@ -98,16 +98,18 @@ def read_pairs(path: str | Path) -> Pairs:
     path = Path(path)
     if path.is_dir():
         layout, records, dropped = read_folder(path)
-        return _assemble(path, layout, SENTIMENTS, records, dropped)
+        return _assemble(path, path, layout, SENTIMENTS, records, dropped)
     if not path.exists():
         raise UserError(f"{path}: no such folder or manifest: check the path")
     records, names = read_manifest(path)
-    return _assemble(path.parent, "manifest", names, records, {})
+    return _assemble(path, path.parent, "manifest", names, records, {})
 
 
-def _assemble(root: Path, layout: str, names: tuple[str, ...], records: list[Record], dropped: dict[str, int]) -> Pairs:
+def _assemble(
+    path: Path, root: Path, layout: str, names: tuple[str, ...], records: list[Record], dropped: dict[str, int]
+) -> Pairs:
     if not records:
-        raise UserError(f"{root}: no pairs are listed: check the label files or the manifest")
+        raise UserError(f"{path}: no pairs are listed: check the label files or the manifest")
     index = {name: label for label, name in enumerate(names)}
     found: Counter[str] = Counter()
     pairs = []

@@ -30,6 +30,8 @@ FORMAT = "frozen-fusion-store"
 FORMAT_VERSION = 1
 MAX_ATTRIBUTE_BYTES = 32_000  # HDF5's classic attributes end at 64 KiB
 MAX_ATTRIBUTES = 500
+ANEW = "delete it and run again what made it"
+MEND = f"restore it, or {ANEW}"
 _PART = "fingerprint."  # prefix of the attributes that repeat the fingerprint's parts for people to read
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _ALIGNMENT = 64  # bytes: any element type is aligned in the map
@@ -95,8 +97,7 @@ def read_layout(file: BinaryIO, path: str | os.PathLike[str]) -> Layout:
         if "truncated file" in reason:
             reason = "truncated"
         raise UserError(
-            f"{path}: damaged or not a feature store ({reason}): restore it, or make it anew with --rebuild"
-            " (the file was left as it is)"
+            f"{path}: damaged or not a feature store ({reason}): {MEND} (the file was left as it is)"
         ) from error
 
 
@@ -210,7 +211,7 @@ def _checked_layout(h5: h5py.File, file_size: int) -> Layout:
     if found.get("format_version") != FORMAT_VERSION:
         raise _NotAStoreError(
             f"format version {found.get('format_version')}, but this program reads {FORMAT_VERSION}:"
-            " use the program that made it, or make it anew with --rebuild"
+            f" use the program that made it, or {ANEW}"
         )
     features = _dataset(h5, "features")
     ids = _dataset(h5, "ids")
@@ -224,10 +225,10 @@ def _checked_layout(h5: h5py.File, file_size: int) -> Layout:
     spans = {name: _span(h5, name, kind, shape, file_size) for name, (kind, shape) in expected.items()}
     in_order = sorted(spans.values(), key=lambda span: span.offset)
     if any(before.end > after.offset for before, after in itertools.pairwise(in_order)):
-        raise _NotAStoreError("its datasets overlap: restore it, or make it anew with --rebuild")
+        raise _NotAStoreError(f"its datasets overlap: {MEND}")
     fingerprint = json.loads(str(found.get("fingerprint")))
     if not isinstance(fingerprint, dict):
-        raise _NotAStoreError("its fingerprint is not a JSON object: restore it, or make it anew with --rebuild")
+        raise _NotAStoreError(f"its fingerprint is not a JSON object: {MEND}")
     own = {"format", "format_version", "ids_crc32", "fingerprint"}
     attributes = {name: value for name, value in found.items() if name not in own and not name.startswith(_PART)}
     return Layout(spans, int(found["ids_crc32"]), fingerprint, attributes)
@@ -250,11 +251,11 @@ def _span(h5: h5py.File, name: str, kind: np.dtype[Any], shape: tuple[int, ...],
     if not plain or offset is None or 0 in shape:
         raise _NotAStoreError(
             f"dataset {name} is empty, chunked, compressed or stored elsewhere, and a store's are contiguous:"
-            " use the file as it was written, or make it anew with --rebuild"
+            f" use the file as it was written, or {ANEW}"
         )
     span = Span(int(offset), shape, kind)
     if span.offset < len(_SIGNATURE) or span.end > file_size:
-        raise _NotAStoreError(f"dataset {name} lies outside the file, which is truncated: make it anew with --rebuild")
+        raise _NotAStoreError(f"dataset {name} lies outside the file, which is truncated: {MEND}")
     return span
 
 

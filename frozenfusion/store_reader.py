@@ -17,7 +17,7 @@ from frozenfusion.errors import UserError
 from frozenfusion.files import writing
 from frozenfusion.images import MISSING, OK, PENDING, REFUSED, UNREADABLE
 from frozenfusion.store_file import Array, open_regular
-from frozenfusion.store_hdf5 import Scalar, read_layout
+from frozenfusion.store_hdf5 import MEND, Scalar, read_layout
 
 STATUS_NAMES = {PENDING: "pending", OK: "ok", MISSING: "missing", UNREADABLE: "unreadable", REFUSED: "refused"}
 MAX_ID_BYTES = 1024
@@ -51,7 +51,7 @@ class FeatureStore:
         self._ids_crc32 = layout.ids_crc32
         sound = zlib.crc32(self.ids.data) == layout.ids_crc32 and (self.ids[:-1] < self.ids[1:]).all()
         if not sound or self.status.max() >= len(STATUS_NAMES):
-            raise UserError(f"{path}: its ids or statuses are damaged: restore it, or make it anew with --rebuild")
+            raise UserError(f"{path}: its ids or statuses are damaged: {MEND}")
 
     def rows(self, ids: Sequence[str]) -> Rows:
         """The row of each id, (k,) int64; -1 where the store has no such id."""
@@ -89,17 +89,21 @@ class FeatureStore:
 
     def require_fingerprint(self, expected: Mapping[str, Scalar]) -> None:
         """Raise UserError, naming each part that differs, unless the features were computed as `expected` says."""
+        changes = self.differences(expected)
+        if changes:
+            raise UserError(
+                f"{self.path}: computed otherwise than now asked for ({changes}):"
+                " choose another file, or make it anew with --rebuild"
+            )
+
+    def differences(self, expected: Mapping[str, Scalar]) -> str:
+        """How the fingerprint differs from `expected`, part by part, this one's → that one's; empty if it does not."""
         wanted = json.loads(json.dumps(dict(expected)))
-        changes = [
+        return "; ".join(
             f"{_shown(part)} {_shown(self.fingerprint.get(part, 'not set'))} → {_shown(wanted.get(part, 'not set'))}"
             for part in sorted(wanted.keys() | self.fingerprint.keys())
             if part not in wanted or part not in self.fingerprint or wanted[part] != self.fingerprint[part]
-        ]
-        if changes:
-            raise UserError(
-                f"{self.path}: computed otherwise than now asked for ({'; '.join(changes)}):"
-                " choose another file, or make it anew with --rebuild"
-            )
+        )
 
     def damaged_rows(self, on_rows: Callable[[int], object] = lambda count: None) -> Rows:
         """The ok rows whose bytes no longer match their checksum, (k,) int64; memory does not grow with n.
@@ -108,9 +112,18 @@ class FeatureStore:
         """
         damaged: list[int] = []
         for rows in self.in_chunks(np.flatnonzero(self.status == OK)):
-            damaged += [int(row) for row in rows if zlib.crc32(self.features[row]) != self.crc32[row]]
+            damaged += self._damaged(rows)
             on_rows(len(rows))
         return np.array(damaged, dtype=np.int64)
+
+    def require_undamaged(self, rows: Rows) -> None:
+        """Raise UserError, naming them, if the bytes of some of `rows`, all of them ok, no longer match."""
+        damaged = self._damaged(rows)
+        if damaged:
+            raise UserError(f"{self.path}: the rows of {', '.join(self.names(damaged[:3]))} are damaged: {MEND}")
+
+    def _damaged(self, rows: Rows) -> list[int]:
+        return [row for row in rows.tolist() if zlib.crc32(self.features[row]) != self.crc32[row]]
 
     def in_chunks(self, rows: Rows) -> Iterator[Rows]:
         """Parts of `rows` whose features fit in a few megabytes each, letting go of what was mapped for one before."""

@@ -67,7 +67,7 @@ def summary(runs: Sequence[TrainedRun], options: TrainOptions) -> str:
     lines = [header, *(_cells(run) for run in sorted(runs, key=lambda run: -(run.val_accuracy or 0)))]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    where = runs[0].folder if len(runs) == 1 else f"{sweep_folder(options)}/*/"
+    where = runs[0].folder if len(runs) == 1 else sweep_folder(options)
     told = f"next: python evaluate.py {where} {options.data} --cache {options.cache}"
     return "\n".join([*table, "", told])
 

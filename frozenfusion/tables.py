@@ -106,7 +106,9 @@ def conclusions(comparison: Comparison, part: str) -> list[str]:
             f"Accuracy on {part_name(part)}: {score(chosen.figures['accuracy'])} %."
         )
         if part == "test":
-            said.append("The test part was read once, for these figures: nothing was chosen or tuned by it.")
+            said.append(
+                "The test part had no say in this choice; whoever tunes on by it should keep another part aside."
+            )
     if part == "val":
         said.append(
             "The validation part chose each run's best epoch: these figures flatter. Quote those of the test part."

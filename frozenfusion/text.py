@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as chatter
 
-from frozenfusion.errors import UserError
+from frozenfusion.errors import UsageError, UserError
 from frozenfusion.files import writing
 from frozenfusion.hub import find_files
 from frozenfusion.kernels import use_fast_kernels
@@ -276,10 +276,10 @@ def longest_text(encoder: nn.Module) -> int | None:
 
 
 def check_max_length(encoder: nn.Module, max_length: int) -> None:
-    """Raise UserError where texts could get longer than the encoder can read."""
+    """Raise UsageError where texts could get longer than the encoder can read."""
     limit = longest_text(encoder)
     if limit is not None and max_length > limit:
-        raise UserError(
+        raise UsageError(
             f"--max-length {max_length}: the text encoder reads at most {limit} tokens: choose {limit} or less"
         )
 

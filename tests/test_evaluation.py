@@ -171,7 +171,7 @@ def test_several_runs_are_compared_in_files_for_people_and_for_programs(world: P
     assert lines["image"]["parameters"] == "1000"
     markdown = (tmp_path / "comparison.md").read_text()
     assert "Chosen by the validation part alone: image" in markdown
-    assert "The test part was read once" in markdown
+    assert "The test part had no say in this choice" in markdown
     assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
     assert "Against concat" in found.summary()
 

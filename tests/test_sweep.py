@@ -181,6 +181,6 @@ def test_the_summary_is_a_table_and_the_next_command(options: TrainOptions) -> N
     lines = summary(runs, options).splitlines()
     assert lines[0].split()[:2] == ["head", "seed"]
     assert {line.split()[0] for line in lines[1:3]} == {"concat", "text"}
-    assert lines[-1] == f"next: python evaluate.py {options.run}/*/ {options.data} --cache {options.cache}"
+    assert lines[-1] == f"next: python evaluate.py {options.run} {options.data} --cache {options.cache}"
     (alone,) = train_all(changed(options, fusion=("concat",), run=options.run / "concat", seeds=()))
     assert summary([alone], options).splitlines()[-1].startswith(f"next: python evaluate.py {options.run / 'concat'} ")
