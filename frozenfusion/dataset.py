@@ -172,9 +172,7 @@ def _told(some: list[str], ids: Sequence[str]) -> str:
 
 
 def _remedy(store: FeatureStore, data: str | Path) -> str:
-    return (
-        f"add them with python extract_features.py {data} --cache {store.path}, and the options that it was made with"
-    )
+    return f"add them with python extract_features.py {data} --cache {store.path} and the options that made it"
 
 
 def _moved(text: Mapping[str, Tensor] | TextFeatures, device: torch.device) -> Mapping[str, Tensor] | TextFeatures:

@@ -117,7 +117,7 @@ class TrainOptions:
     """Stage two: fine-tune the text encoder and a fusion head against the cached image features."""
 
     data: Positional[Path]
-    """folder or manifest of image–text pairs"""
+    """folder or manifest of image–text pairs; not right after --fusion or --seeds, which take all words that follow"""
 
     cache: Path = DEFAULT_CACHE
     """feature file of stage one"""

@@ -100,6 +100,8 @@ def test_a_missing_configuration_is_an_error(tmp_path, capsys):
         (ExtractOptions, ["data", "--image-size", "8"], "--image-size must be at least 32"),
         (ExtractOptions, ["data", "--batch-size", "0"], "--batch-size must be at least 1"),
         (ExtractOptions, ["data", "--rebuild", "--resume", "never"], "--resume never"),
+        (ExtractOptions, ["data", "--max-pixels", "300000000"], "--max-pixels must be at most 178956970"),
+        (ExtractOptions, ["cache.h5", "--info", "--verify"], "give one of the two"),
         (EvaluateOptions, ["data"], "run folders and then the data"),
         (EvaluateOptions, ["run", "data", "--split", "half"], "--split"),
     ],

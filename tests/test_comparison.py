@@ -122,6 +122,21 @@ def test_equal_validation_chooses_the_smaller_head():
     assert found.chosen == "gated"
 
 
+def test_means_over_seeds_that_differ_by_rounding_alone_are_equal():
+    accuracies = (0.1, 0.2, 0.3)
+    assert np.mean(accuracies) != np.mean(accuracies[::-1])
+    found = comparison(
+        *(run("concat", 0.9, seed, validation=value, parameters=10) for seed, value in enumerate(accuracies)),
+        *(run("gated", 0.9, seed, validation=value, parameters=5) for seed, value in enumerate(accuracies[::-1])),
+    )
+    assert found.chosen == "gated"
+    found = comparison(
+        *(run("concat", 0.9, seed, validation=value, parameters=10) for seed, value in enumerate(accuracies[::-1])),
+        *(run("gated", 0.9, seed, validation=value, parameters=5) for seed, value in enumerate(accuracies)),
+    )
+    assert found.chosen == "gated"
+
+
 def test_no_head_is_chosen_where_a_run_has_no_validation_or_there_is_only_one():
     assert comparison(run("concat", 0.9, validation=0.7), run("gated", 0.5)).chosen is None
     assert comparison(run("concat", 0.9, validation=0.7)).chosen is None

@@ -124,6 +124,22 @@ def test_pooled_features_are_the_mean_over_the_regions(
     assert FeatureRows(vectors, np.arange(24), pooled=True)[np.array([2])][0].tolist() == vectors.features[2].tolist()
 
 
+@pytest.mark.parametrize("held_bytes", [2**30, 0])
+def test_damaged_rows_are_refused_by_name_and_their_neighbours_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held_bytes: int
+) -> None:
+    monkeypatch.setattr(dataset_module, "HELD_BYTES", held_bytes)
+    path = tiny.make_store(tmp_path / "features.h5", 24)
+    store = FeatureStore(path)
+    with path.open("rb+") as file:
+        file.seek(store.spans["features"].offset + 7 * tiny.WIDTH * 4 + 5)
+        file.write(b"\x55")
+    rest = np.delete(np.arange(24), 7)
+    assert FeatureRows(store, rest)[np.arange(23)].isfinite().all()
+    with pytest.raises(UserError, match=r"features\.h5: the rows of p007 are damaged: restore it, or delete it"):
+        FeatureRows(store, np.arange(24))[np.arange(24)]
+
+
 @settings(deadline=None, max_examples=25)
 @given(places=st.lists(st.integers(0, 47), max_size=12))
 def test_any_batch_gathers_the_rows_of_its_pairs(places: list[int], folder: Path, pairs: Pairs) -> None:

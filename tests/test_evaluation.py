@@ -245,7 +245,7 @@ def test_features_of_another_backbone_are_refused_by_name(world: Path, tmp_path:
     config = json.loads((folder / "config.json").read_text())
     config["model"]["image_fingerprint"]["backbone"] = "another"
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"trained on other image features.*backbone"):
+    with pytest.raises(UserError, match=r"other image features than .*backbone tiny → another.*give the --cache"):
         run_on(other, "image", out=tmp_path / "out")
 
 

@@ -16,7 +16,7 @@ from frozenfusion.errors import UserError
 from frozenfusion.extract import extract
 from frozenfusion.inspection import info, verify
 from frozenfusion.options import ExtractOptions
-from frozenfusion.store import FeatureStore
+from frozenfusion.store import FeatureStore, StoreWriter
 
 SIZE = 32
 
@@ -309,6 +309,13 @@ def test_info_tells_what_a_file_holds(run):
     told = info(run().cache)
     for part in ("11 ok", "1280 float32", "efficientnet-b0", "finished", "torch"):
         assert part in told
+
+
+def test_verify_says_what_it_cannot_check_yet(run):
+    path = run().cache
+    with StoreWriter.open(path, FeatureStore(path).fingerprint) as writer:
+        writer.reset([2, 3])
+    assert "all 9 rows are as they were written (2 more are pending)" in verify(path)
 
 
 def test_verify_finds_damaged_rows_and_changed_images(run, data):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -127,3 +128,28 @@ def test_without_room_it_fails_in_one_line_and_goes_on_once_there_is_some(data, 
     assert "Traceback" not in err
     assert not cache.exists()
     assert finished(started(data, cache))[0] == 0
+
+
+@pytest.mark.parametrize("flag", ["--info", "--verify"])
+def test_what_is_no_folder_and_no_manifest_is_looked_at_as_a_feature_file(flag, uninterrupted, tmp_path):
+    named_otherwise = shutil.copy(uninterrupted.path, tmp_path / "features.backup")
+    done = subprocess.run(
+        [sys.executable, "extract_features.py", flag, named_otherwise], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "features.backup" in done.stdout
+    done = subprocess.run(
+        [sys.executable, "extract_features.py", flag, tmp_path / "nothing.h6"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "nothing.h6: no such feature file" in done.stderr
+
+
+def test_a_reader_that_has_gone_ends_the_program_without_a_traceback(uninterrupted):
+    process = subprocess.Popen(
+        [sys.executable, "extract_features.py", "--info", uninterrupted.path],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=60) == 1
