@@ -20,6 +20,7 @@ from frozenfusion.errors import UserError
 from frozenfusion.store import FeatureStore
 
 IMAGES = 60
+LONG_AT_WORK = ("--image-size", "320")  # many times as long as it takes until the first rows are ok
 KILLS = 6
 
 
@@ -92,7 +93,7 @@ def test_killed_at_random_moments_and_resumed_it_ends_as_if_uninterrupted(data, 
 
 def test_interrupted_it_keeps_its_rows_and_says_so(data, tmp_path):
     cache = tmp_path / "features.h5"
-    process = started(data, cache)
+    process = started(data, cache, *LONG_AT_WORK)
     wait_for_rows(process, cache, 1)
     process.send_signal(signal.SIGINT)
     status, _, err = finished(process)
@@ -104,10 +105,10 @@ def test_interrupted_it_keeps_its_rows_and_says_so(data, tmp_path):
 
 def test_a_second_writer_is_refused_and_the_first_goes_on(data, tmp_path):
     cache = tmp_path / "features.h5"
-    first = started(data, cache)
+    first = started(data, cache, *LONG_AT_WORK)
     wait_for_rows(first, cache, 1)
     first.send_signal(signal.SIGSTOP)  # so that it is surely still at work
-    status, _, err = finished(started(data, cache))
+    status, _, err = finished(started(data, cache, *LONG_AT_WORK))
     first.send_signal(signal.SIGCONT)
     assert status == 1
     assert f"process {first.pid} is writing it" in err.splitlines()[-1]
