@@ -9,13 +9,15 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from frozenfusion.files import write_json
+from frozenfusion.images import BadImage, decode_image, read_image_file
+from frozenfusion.pairs import read_pairs
 
 PACKAGES = ("torch", "transformers", "efficientnet_pytorch", "openvino", "numpy", "h5py", "pillow")
 
@@ -33,6 +35,17 @@ def own_process() -> ProcessPoolExecutor:
     How fast a network runs depends on what the allocator has seen before, the reference's by a factor of two.
     """
     return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+
+
+def images_that_can_be_read(data: Path) -> Iterator[bytes]:
+    """The image files of a data folder or manifest, pair by pair, without those that are none."""
+    for pair in read_pairs(data):
+        try:
+            content = read_image_file(pair.image)
+            decode_image(content, 32)
+        except BadImage:
+            continue
+        yield content
 
 
 def alternate(ways: Mapping[str, Callable[[], object]], *, rounds: int = 7, warm_up: int = 1) -> dict[str, list[float]]:

@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.common import alternate, parser, print_table, rates, write_results
-from frozenfusion.images import BadImage, decode_image, read_image_file
-from frozenfusion.pairs import read_pairs
+from benchmarks.common import alternate, images_that_can_be_read, parser, print_table, rates, write_results
+from frozenfusion.images import decode_image
 from frozenfusion.sample import make_sample
 
 WAYS = WHOLE, DRAFT = "whole", "draft"
@@ -47,15 +46,8 @@ def arguments() -> argparse.Namespace:
 
 
 def some_pictures(data: Path, wanted: int) -> list[Image.Image]:
-    """The largest of the data's pictures that can be read."""
-    found = []
-    for pair in read_pairs(data):
-        try:
-            content = read_image_file(pair.image)
-            decode_image(content, 32)
-        except BadImage:
-            continue
-        found.append(Image.open(io.BytesIO(content)))
+    """The largest of the data's pictures."""
+    found = [Image.open(io.BytesIO(content)) for content in images_that_can_be_read(data)]
     return sorted(found, key=lambda picture: -picture.width * picture.height)[:wanted]
 
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from unittest import mock
 
@@ -27,16 +27,23 @@ from efficientnet_pytorch import EfficientNet
 from PIL import Image
 from safetensors.torch import save_file
 
-from benchmarks.common import alternate, own_process, parser, print_table, rates, write_results
+from benchmarks.common import (
+    alternate,
+    images_that_can_be_read,
+    own_process,
+    parser,
+    print_table,
+    rates,
+    write_results,
+)
 from frozenfusion.backbone import Backbone, build_backbone
 from frozenfusion.device import choose_device, computes_in_bf16
 from frozenfusion.errors import UserError
 from frozenfusion.extract import extract
 from frozenfusion.folding import MEAN, STD
-from frozenfusion.images import BadImage, decode_image, read_image_file
+from frozenfusion.images import decode_image
 from frozenfusion.memory import keep_freed_memory
 from frozenfusion.options import ExtractOptions
-from frozenfusion.pairs import read_pairs
 from frozenfusion.sample import make_sample
 from frozenfusion.store import FeatureStore
 
@@ -117,20 +124,13 @@ def settings(given: argparse.Namespace, device: torch.device, left_out: dict[str
 
 
 def some_images(data: Path, folder: Path, wanted: int) -> list[Path]:
-    """Copies of the first images that can be read, in a folder of their own."""
+    """Copies of the first images, in a folder of their own."""
     folder.mkdir()
     images: list[Path] = []
-    for pair in read_pairs(data):
-        try:
-            content = read_image_file(pair.image)
-            decode_image(content, 32)
-        except BadImage:
-            continue
+    for content in islice(images_that_can_be_read(data), wanted):
         images.append(folder / f"{len(images):06d}.jpg")
         images[-1].write_bytes(content)
         images[-1].with_suffix(".txt").write_text("-\n")
-        if len(images) == wanted:
-            break
     return images
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import store
+from benchmarks import decode, store
 
 
 def test_the_store_benchmark_writes_its_figures_and_leaves_nothing_else(
@@ -23,3 +23,15 @@ def test_the_store_benchmark_writes_its_figures_and_leaves_nothing_else(
     assert found["results"]["open_and_resume"][0]["rows"] == 30
     assert "row chunks" in capsys.readouterr().out
     assert not list((tmp_path / "scratch").iterdir())
+
+
+def test_the_decoding_benchmark_compares_both_ways_of_each_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = tmp_path / "decode.json"
+    options = f"--megapixels 0.01 0.3 --images 2 --rounds 1 --image-size 64 --json {figures}"
+    monkeypatch.setattr(sys, "argv", ["benchmarks.decode", *options.split()])
+    decode.main()
+    small, large = json.loads(figures.read_text())["results"].values()
+    assert small["largest_difference"] == 0 < large["largest_difference"]
+    assert "megapixels" in capsys.readouterr().out
