@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from frozenfusion.cli import run
-from frozenfusion.manifests import SUFFIXES
+from frozenfusion.manifests import READERS
 from frozenfusion.options import ExtractOptions
 
 
@@ -30,7 +30,7 @@ def main(options: ExtractOptions) -> None:
 def _file_and_data(options: ExtractOptions) -> tuple[Path, Path | None]:
     """The feature file to look at may be given in the place of DATA, which is a folder or a manifest."""
     looking = options.info or options.verify
-    if looking and not options.data.is_dir() and options.data.suffix.lower() not in SUFFIXES:
+    if looking and not options.data.is_dir() and options.data.suffix.lower() not in READERS:
         return options.data, None
     return options.cache, options.data
 

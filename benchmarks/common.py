@@ -37,6 +37,14 @@ def own_process() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
 
 
+HELD: dict[str, Callable[[], Any]] = {}  # in a process of its own: its ways by name
+
+
+def call_held(name: str) -> Any:
+    """Call a way that this process holds; submitted to one of its own."""
+    return HELD[name]()
+
+
 def images_that_can_be_read(data: Path) -> Iterator[bytes]:
     """The image files of a data folder or manifest, pair by pair, without those that are none."""
     for pair in read_pairs(data):

@@ -21,7 +21,16 @@ import torch
 import torch.nn.functional as F
 from transformers import AlbertConfig, AutoModel
 
-from benchmarks.common import alternate, own_process, parser, print_table, rates, write_results
+from benchmarks.common import (
+    HELD,
+    alternate,
+    call_held,
+    own_process,
+    parser,
+    print_table,
+    rates,
+    write_results,
+)
 from benchmarks.equivalence import EndToEnd
 from frozenfusion.backbone import build_backbone
 from frozenfusion.dataset import PairDataset, Rows
@@ -86,32 +95,33 @@ class Material:
 
 def main() -> None:
     given = arguments()
-    bf16 = autocast_type("auto", choose_device(given.device))
+    device = choose_device(given.device)
+    bf16 = autocast_type("auto", device)
     names = [name for name in (REFERENCE, OURS, AUTO, FROZEN) if name != AUTO or bf16 is not None]
     with tempfile.TemporaryDirectory(prefix="benchmark-epoch-") as name, ExitStack() as processes:
-        held, units, ways = None, {}, {}
+        given.data = given.data or make_sample(Path(name, "data"))
+        tokens, units, ways = 0.0, {}, {}
         for number, way in enumerate(names):
             process = processes.enter_context(own_process())
             folder = Path(name, str(number))
             folder.mkdir()
-            held = process.submit(hold, way, folder, given).result()
-            units[way], ways[way] = held.pairs, lambda process=process: process.submit(call).result()
+            units[way], tokens = process.submit(hold, way, folder, given).result()
+            ways[way] = lambda process=process, way=way: process.submit(call_held, way).result()
         found = rates(alternate(ways, rounds=given.rounds), units)
-    assert held is not None
     print_table(
-        f"{given.backbone} at {given.image_size} + {given.text_encoder or 'ALBERT-base shapes'}, on {held.device}: "
-        f"batches of {BATCH_SIZE}, texts of {held.tokens:.0f} tokens on average",
+        f"{given.backbone} at {given.image_size} + {given.text_encoder or 'ALBERT-base shapes'}, on {device}: "
+        f"batches of {BATCH_SIZE}, texts of {tokens:.0f} tokens on average",
         ["way to train", "pairs/s", "times the reference", f"s for {EPOCH:,} pairs"],
         [[way, rate, rate / found[REFERENCE], EPOCH / rate] for way, rate in found.items()],
     )
     if bf16 is None:
-        print(f"\n{AUTO} is float32 here: this {held.device.type} has no bf16 instructions")
+        print(f"\n{AUTO} is float32 here: this {device.type} has no bf16 instructions")
     write_results(
         given.json,
         "epoch",
         {
-            "device": str(held.device),
-            "tokens_on_average": held.tokens,
+            "device": str(device),
+            "tokens_on_average": tokens,
             "pairs_per_second": found,
             "ratios": {way: rate / found[REFERENCE] for way, rate in found.items()},
             "seconds_an_epoch": {way: EPOCH / rate for way, rate in found.items()},
@@ -137,7 +147,7 @@ def arguments() -> argparse.Namespace:
 
 def gather(folder: Path, given: argparse.Namespace) -> Material:
     """Pairs, tokens and random features as the options say."""
-    pairs = read_pairs(given.data or make_sample(folder / "data"))
+    pairs = read_pairs(given.data)
     train = split_pairs(pairs, seed=0, val_fraction=0.0).train
     ids = sorted(np.random.default_rng(0).permutation(train)[: given.pairs].tolist())
     words = [pairs[int(place)].text for place in pairs.rows(ids)]
@@ -160,36 +170,20 @@ def base_shapes(encoder: Path) -> Path:
     return encoder
 
 
-@dataclass
-class Held:
-    """What a process of its own has made: how many pairs a call of its way takes, and how long their texts are."""
-
-    pairs: int
-    tokens: float
-    device: torch.device
-
-
-HELD: list[Callable[[], object]] = []  # by a process of its own: its way
-
-
-def hold(way: str, folder: Path, given: argparse.Namespace) -> Held:
-    """Make a way in this process."""
+def hold(way: str, folder: Path, given: argparse.Namespace) -> tuple[int, float]:
+    """Make a way in this process: how many pairs a call of it takes, and how many tokens texts have on average."""
     material = gather(folder, given)
     steps, everything = material.representative(given.steps), np.arange(len(material.ids))
     bf16 = autocast_type("auto", material.device)
     rows = everything if way == FROZEN else steps
     if way == REFERENCE:
         rows = rows[:BATCH_SIZE]
-        HELD.append(end_to_end(material, rows, given))
+        HELD[way] = end_to_end(material, rows, given)
     else:
         keep_freed_memory()  # as the scripts do
         autocast = None if way == OURS else bf16
-        HELD.append(ours(material, rows, freeze_text=way == FROZEN, autocast=autocast))
-    return Held(len(rows), float(material.texts.lengths.mean()), material.device)
-
-
-def call() -> None:
-    HELD[0]()
+        HELD[way] = ours(material, rows, freeze_text=way == FROZEN, autocast=autocast)
+    return len(rows), float(material.texts.lengths.mean())
 
 
 def end_to_end(material: Material, rows: Rows, given: argparse.Namespace) -> Callable[[], object]:

@@ -28,7 +28,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from benchmarks.common import (
+    HELD,
     alternate,
+    call_held,
     images_that_can_be_read,
     own_process,
     parser,
@@ -69,7 +71,8 @@ def main() -> None:
         for label, precision, runtime in settings(given, device, left_out):
             process = processes.enter_context(own_process())
             try:
-                preparation[label] = process.submit(hold_ours, given, folder, images, precision, runtime).result()
+                making = process.submit(hold_ours, label, given, folder, images, precision, runtime)
+                preparation[label] = making.result()
             except UserError as error:
                 left_out[label] = str(error)
                 process.shutdown()
@@ -134,9 +137,6 @@ def some_images(data: Path, folder: Path, wanted: int) -> list[Path]:
     return images
 
 
-HELD: dict[str, Way] = {}  # by a process of its own: ways by the first word of their names
-
-
 def hold_reference(given: argparse.Namespace, images: Sequence[Path]) -> None:
     """Make the reference's way in this process."""
     device = choose_device(given.device)
@@ -144,18 +144,17 @@ def hold_reference(given: argparse.Namespace, images: Sequence[Path]) -> None:
     HELD[REFERENCE] = reference(network.to(device), images, given.image_size, device)
 
 
-def hold_ours(given: argparse.Namespace, folder: Path, images: Sequence[Path], precision: str, runtime: str) -> float:
+def hold_ours(
+    label: str, given: argparse.Namespace, folder: Path, images: Sequence[Path], precision: str, runtime: str
+) -> float:
     """Make ours and its ceiling in this process, and return the seconds that took. Raises UserError."""
     keep_freed_memory()  # as the scripts do
     pixels = np.stack([decode_image(image.read_bytes(), given.image_size) for image in images])
     began = time.perf_counter()
     backbone = ready(given, precision, runtime, pixels)
-    HELD[OURS], HELD[CEILING] = ours(backbone, folder, given), lambda: backbone(pixels)
+    HELD[f"{OURS}, {label}"] = ours(backbone, folder, given)
+    HELD[f"{CEILING}, {label}"] = lambda: backbone(pixels)
     return time.perf_counter() - began
-
-
-def call(name: str) -> np.ndarray:
-    return HELD[name.partition(",")[0]]()
 
 
 def reference(network: EfficientNet, images: Sequence[Path], size: int, device: torch.device) -> Way:
@@ -204,7 +203,7 @@ def ours(backbone: Backbone, folder: Path, given: argparse.Namespace) -> Way:
 
 def called_there(name: str, process: ProcessPoolExecutor, features: dict[str, np.ndarray]) -> Callable[[], None]:
     def run() -> None:
-        features[name] = process.submit(call, name).result()
+        features[name] = process.submit(call_held, name).result()
 
     return run
 

@@ -20,7 +20,7 @@ from frozenfusion.errors import UsageError, UserError
 from frozenfusion.memory import keep_freed_memory
 from frozenfusion.progress import TqdmHandler, log
 
-FAILED, INTERRUPTED = 1, 130
+INTERRUPTED = 130
 
 Options = TypeVar("Options")
 
@@ -43,7 +43,7 @@ def run(kind: type[Options], main: Callable[[Options], None], arguments: Sequenc
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read has gone: say no more
-        return FAILED
+        return UserError.exit_status
     except UserError as error:
         if "--debug" in arguments:
             traceback.print_exc()

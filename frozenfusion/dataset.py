@@ -129,7 +129,8 @@ class FeatureRows:
         self._ok = store.status[rows] == OK
         self._checked = np.zeros(len(rows), bool)  # against the checksums
         self._pooled = pooled and len(store.shape) == 2
-        self._held = self._hold() if self._size() <= HELD_BYTES else None
+        size = 4 * len(rows) * math.prod(self._shape)
+        self._held = self._hold() if size <= HELD_BYTES else None
 
     def __getitem__(self, places: Rows) -> Tensor:
         if self._held is None:
@@ -139,9 +140,6 @@ class FeatureRows:
     @property
     def _shape(self) -> tuple[int, ...]:
         return self._store.shape[-1:] if self._pooled else self._store.shape
-
-    def _size(self) -> int:
-        return len(self._rows) * math.prod(self._shape) * 4
 
     def _hold(self) -> Tensor:
         held = torch.empty(len(self._rows), *self._shape, device=self._device)

@@ -77,8 +77,11 @@ class ExtractSummary:
     bad_list: Path | None = None
 
     def __str__(self) -> str:
-        done = str(self.timing) if self.timing.images else "nothing to compute: every image is in the cache already"
-        if not self.timing.images and self.bad_list is not None:
+        if self.timing.images:
+            done = str(self.timing)
+        elif self.bad_list is None:
+            done = "nothing to compute: every image is in the cache already"
+        else:
             done = "nothing to compute; --retry-failed tries the images again that cannot be used"
         images = ", ".join(f"{count:,} {name}" for name, count in self.counts.items() if count or name == "ok")
         lines = [f"pairs   {self.pairs.summary()}", f"images  {images}", f"work    {done}", f"cache   {self.cache}"]

@@ -78,7 +78,7 @@ class _Block(nn.Module):
         """Give the gate idle channels up to a multiple of 32, so that every image's fill whole vectors.
 
         PyTorch computes up to 32 numbers at a time, and what is left over at the end by other instructions, which
-        round otherwise: an image's features would depend on its place in the batch more often than they do.
+        round otherwise: an image's features would depend the more on its place in the batch.
         """
         idle = -self.squeeze.out_channels % 32
         assert self.squeeze.bias is not None

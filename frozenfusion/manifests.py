@@ -25,8 +25,6 @@ from frozenfusion.records import (
 
 NO_IMAGE = "no image given"  # the file name, never there, of a pair whose image cell is empty
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
-
 _COLUMNS = ("id", "text", "text_path", "image", "label", "split")
 
 
@@ -36,8 +34,7 @@ def read_manifest(path: Path) -> tuple[list[Record], tuple[str, ...]]:
     Columns: id, text or text_path, image, and if wanted label and split; others are left alone. Empty cells stand for
     nothing: no text, no image, no label, no split.
     """
-    readers = dict(zip(SUFFIXES, (_delimited, _delimited, _json_lines, _parquet), strict=True))
-    reader = readers.get(path.suffix.lower())
+    reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise UserError(f"{path}: not a manifest: expected a folder, or a .csv, .tsv, .jsonl or .parquet file")
     records = unique(_record(row, source, path.parent) for source, row in reader(path))
@@ -144,3 +141,6 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     yield f"{path}: row {row_number}", row
     except (arrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: cannot be read as Parquet ({error}): check the file") from error
+
+
+READERS = {".csv": _delimited, ".tsv": _delimited, ".jsonl": _json_lines, ".parquet": _parquet}  # by a file's suffix

@@ -98,16 +98,14 @@ def read_pairs(path: str | Path) -> Pairs:
     path = Path(path)
     if path.is_dir():
         layout, records, dropped = read_folder(path)
-        return _assemble(path, path, layout, SENTIMENTS, records, dropped)
+        return _assemble(path, layout, SENTIMENTS, records, dropped)
     if not path.exists():
         raise UserError(f"{path}: no such folder or manifest: check the path")
     records, names = read_manifest(path)
-    return _assemble(path, path.parent, "manifest", names, records, {})
+    return _assemble(path, "manifest", names, records, {})
 
 
-def _assemble(
-    path: Path, root: Path, layout: str, names: tuple[str, ...], records: list[Record], dropped: dict[str, int]
-) -> Pairs:
+def _assemble(path: Path, layout: str, names: tuple[str, ...], records: list[Record], dropped: dict[str, int]) -> Pairs:
     if not records:
         raise UserError(f"{path}: no pairs are listed: check the label files or the manifest")
     index = {name: label for label, name in enumerate(names)}
@@ -121,6 +119,7 @@ def _assemble(
         pairs.append(Pair(record.id, text, record.image, label, record.split))
     order = ("utf-8", "gb18030", "replaced", "empty", "missing", SEVERAL_LINES)
     counts = {name: found[name] for name in order if found[name]}
+    root = path if path.is_dir() else path.parent
     return Pairs(root, layout, names, tuple(pairs), counts, dropped)
 
 

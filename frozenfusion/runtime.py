@@ -106,6 +106,8 @@ class Runner:
         try:
             began = time.perf_counter()
             if self._engine is None:
+                if self.device.type == "cuda":
+                    self._network.in_layout(self._faster_layout())
                 self._engine = self._engine_of(self.runtime)
             part = self._engine(images)
             if not self._batches:
@@ -164,14 +166,13 @@ class Runner:
         return self.batch_size, self._image_size, self._image_size, 3
 
     def _engine_of(self, runtime: str) -> Engine:
-        if runtime == "openvino":
-            if self.device.type != "cpu":
-                raise UserError("--runtime openvino runs on the CPU: give --device cpu, or another --runtime")
-            return OpenVINOEngine(self._exact, self.precision, self._shape)
-        eager = TorchEngine(self._network, self.device, self._shape)
-        if self.device.type == "cuda":
-            self._network.in_layout(self._faster_layout(eager))
-        return eager if runtime == "eager" else compiled_engine(self._network, self.device, self._shape)
+        if runtime == "eager":
+            return TorchEngine(self._network, self.device, self._shape)
+        if runtime == "compile":
+            return compiled_engine(self._network, self.device, self._shape)
+        if self.device.type != "cpu":
+            raise UserError("--runtime openvino runs on the CPU: give --device cpu, or another --runtime")
+        return OpenVINOEngine(self._exact, self.precision, self._shape)
 
     def _decide(self, seconds: float) -> None:
         """Once the second batch was timed, leave eager for a faster runtime if one will have paid in the end."""
@@ -198,8 +199,9 @@ class Runner:
                 self._unchecked = self.precision != "float32"
                 return
 
-    def _faster_layout(self, engine: Engine) -> torch.memory_format:
+    def _faster_layout(self) -> torch.memory_format:
         layouts = (torch.channels_last, torch.contiguous_format)
+        engine = self._engine_of("eager")
 
         def seconds(layout: torch.memory_format) -> float:
             self._network.in_layout(layout)
