@@ -14,7 +14,7 @@ SEEDS ?= 0 1 2
 .PHONY: demo test clean
 
 demo: .venv/installed
-	$(PY) -m frozenfusion.sample $(DEMO)/data --pairs $(PAIRS)
+	$(PY) -m frozenfusion sample $(DEMO)/data --pairs $(PAIRS)
 	$(PY) extract_features.py $(DEMO)/data --cache $(DEMO)/features.h5 \
 		--backbone efficientnet-b0 --weights random --image-size 128
 	$(PY) train_head.py $(DEMO)/data --cache $(DEMO)/features.h5 --run $(DEMO)/runs/concat \

@@ -4,16 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from frozenfusion.cli import run
-from frozenfusion.options import TrainOptions
-
-
-def main(options: TrainOptions) -> None:
-    """Train what the options ask for and print what came out."""
-    from frozenfusion.sweep import summary, train_all  # imports torch
-
-    print(summary(train_all(options), options))
-
+from frozenfusion.cli.train import main
 
 if __name__ == "__main__":
-    sys.exit(run(TrainOptions, main))
+    sys.exit(main())

@@ -15,9 +15,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from frozenfusion.files import write_json
-from frozenfusion.images import BadImage, decode_image, read_image_file
-from frozenfusion.pairs import read_pairs
+from frozenfusion.data.images import BadImage, decode_image, read_image_file
+from frozenfusion.data.pairs import load_pairs
+from frozenfusion.utils.files import write_json
 
 PACKAGES = ("torch", "transformers", "efficientnet_pytorch", "openvino", "numpy", "h5py", "pillow")
 
@@ -47,7 +47,7 @@ def call_held(name: str) -> Any:
 
 def images_that_can_be_read(data: Path) -> Iterator[bytes]:
     """The image files of a data folder or manifest, pair by pair, without those that are none."""
-    for pair in read_pairs(data):
+    for pair in load_pairs(data):
         try:
             content = read_image_file(pair.image)
             decode_image(content, 32)
@@ -76,7 +76,7 @@ def alternate(ways: Mapping[str, Callable[[], object]], *, rounds: int = 7, warm
 
 
 def rates(seconds: Mapping[str, Sequence[float]], units: Mapping[str, int]) -> dict[str, float]:
-    """The median rate of each way, in units a second; one call of a way does `units[way]` of them."""
+    """The median rate of each way, in units per second; one call of a way does `units[way]` of them."""
     return {name: units[name] / statistics.median(taken) for name, taken in seconds.items()}
 
 

@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.common import alternate, images_that_can_be_read, parser, print_table, rates, write_results
-from frozenfusion.images import decode_image
-from frozenfusion.sample import make_sample
+from frozenfusion.data.images import decode_image
+from frozenfusion.data.sample.build import make_sample
 
 WAYS = WHOLE, DRAFT = "whole", "draft"
 

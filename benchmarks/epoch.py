@@ -32,28 +32,25 @@ from benchmarks.common import (
     write_results,
 )
 from benchmarks.equivalence import EndToEnd
-from frozenfusion.backbone import build_backbone
-from frozenfusion.dataset import PairDataset, Rows
-from frozenfusion.device import autocast_type, choose_device
-from frozenfusion.fit import Trainer
-from frozenfusion.memory import keep_freed_memory
-from frozenfusion.model import ModelConfig, build_model
-from frozenfusion.options import TrainOptions
-from frozenfusion.pairs import Pairs, read_pairs
-from frozenfusion.progress import Progress
-from frozenfusion.sample import make_sample
-from frozenfusion.sample_texts import make_text_encoder
-from frozenfusion.splits import split_pairs
-from frozenfusion.store import FeatureStore, StoreWriter
-from frozenfusion.text import (
-    TokenizedTexts,
-    batches_by_length,
-    load_text_config,
-    load_text_encoder,
-    load_tokenizer,
-    tokenize,
-)
-from frozenfusion.text_cache import cached_texts
+from frozenfusion.data.pairs import Pairs, load_pairs
+from frozenfusion.data.sample.build import make_sample
+from frozenfusion.data.sample.texts import make_text_encoder
+from frozenfusion.data.splits import split_pairs
+from frozenfusion.model.classifier import build_model
+from frozenfusion.model.config import ModelConfig
+from frozenfusion.model.dataset import PairDataset, stored_images
+from frozenfusion.store.reader import FeatureStore, Rows
+from frozenfusion.store.writer import StoreWriter
+from frozenfusion.text.batching import batches_by_length
+from frozenfusion.text.cache import cached_texts
+from frozenfusion.text.encoder import load_text_config, load_text_encoder
+from frozenfusion.text.tokens import TokenizedTexts, load_tokenizer, tokenize
+from frozenfusion.training.config import TrainConfig
+from frozenfusion.training.trainer import Trainer
+from frozenfusion.utils.device import autocast_type, choose_device
+from frozenfusion.utils.memory import keep_freed_memory
+from frozenfusion.utils.progress import Progress
+from frozenfusion.vision.backbone import build_backbone
 
 BATCH_SIZE, MAX_LENGTH, LR, WEIGHT_DECAY = 8, 128, 1e-4, 1e-6  # of the reference
 REFERENCE, OURS, AUTO, FROZEN = (
@@ -139,7 +136,7 @@ def arguments() -> argparse.Namespace:
     options.add_argument("--weights", default="random", help="weights of the image network (%(default)s)")
     options.add_argument("--image-size", type=int, default=224, help="side of the images (%(default)s)")
     options.add_argument("--pairs", type=int, default=256, help="pairs to take from the training part (%(default)s)")
-    options.add_argument("--steps", type=int, default=4, help="steps of ours a measurement (%(default)s)")
+    options.add_argument("--steps", type=int, default=4, help="steps of ours per measurement (%(default)s)")
     options.add_argument("--rounds", type=int, default=5, help="measurements of each way (%(default)s)")
     options.add_argument("--device", default="auto", help="auto, cpu, cuda (%(default)s)")
     return options.parse_args()
@@ -147,10 +144,11 @@ def arguments() -> argparse.Namespace:
 
 def gather(folder: Path, given: argparse.Namespace) -> Material:
     """Pairs, tokens and random features as the options say."""
-    pairs = read_pairs(given.data)
+    pairs = load_pairs(given.data)
     train = split_pairs(pairs, seed=0, val_fraction=0.0).train
     ids = sorted(np.random.default_rng(0).permutation(train)[: given.pairs].tolist())
-    words = [pairs[int(place)].text for place in pairs.rows(ids)]
+    members = pairs.select(ids)
+    words = [pair.text for pair in members]
     encoder = given.text_encoder or base_shapes(make_text_encoder(folder / "encoder", words))
     backbone = build_backbone(given.backbone, given.weights, image_size=given.image_size)
     width = backbone.feature_shape[-1]
@@ -160,7 +158,8 @@ def gather(folder: Path, given: argparse.Namespace) -> Material:
         writer.write(rows, features, np.zeros((len(ids), 16), np.uint8), np.zeros((len(ids), 2), np.int64))
     texts = tokenize(load_tokenizer(encoder), words, MAX_LENGTH)
     device = choose_device(given.device)
-    dataset = PairDataset(pairs, ids, FeatureStore(folder / "features.h5"), texts, device=device)
+    images = stored_images(FeatureStore(folder / "features.h5"), members, pairs.path, device=device)
+    dataset = PairDataset(members, images, texts, device=device)
     return Material(folder, encoder, pairs, ids, texts, dataset, width, device)
 
 
@@ -188,7 +187,7 @@ def hold(way: str, folder: Path, given: argparse.Namespace) -> tuple[int, float]
 
 def end_to_end(material: Material, rows: Rows, given: argparse.Namespace) -> Callable[[], object]:
     """One step of the reference on the same pairs each time: nothing in it depends on the texts' lengths."""
-    image = build_backbone(given.backbone, given.weights, image_size=given.image_size).network()
+    image = build_backbone(given.backbone, given.weights).encoder.network(given.image_size)
     text = AutoModel.from_config(load_text_config(material.encoder), dtype=torch.float32)  # as the reference has it
     model = EndToEnd(text, image, 0.5, len(material.pairs.label_names)).to(material.device)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -223,14 +222,12 @@ def ours(
         cache = material.folder / "features.h5"
         texts = cached_texts(encoder, material.texts, material.ids, cache, tokens=False, device=material.device)
         dataset = dataset.with_texts(texts)
-    options = TrainOptions(data=material.folder, batch_size=BATCH_SIZE, lr=LR, weight_decay=WEIGHT_DECAY)
     trainer = Trainer(
         build_model(config, encoder, seed=0),
         dataset,
         rows,
         np.arange(0),
-        options,
-        seed=0,
+        TrainConfig(batch_size=BATCH_SIZE, lr=LR, weight_decay=WEIGHT_DECAY, seed=0),
         device=material.device,
         autocast=autocast,
     )

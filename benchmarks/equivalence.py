@@ -25,15 +25,19 @@ from torch import Tensor, nn
 from transformers import AlbertConfig, AlbertModel, PreTrainedTokenizerFast
 
 from benchmarks.common import parser, print_table, write_results
-from frozenfusion.backbone import Backbone, build_backbone
-from frozenfusion.dataset import PairDataset
-from frozenfusion.fit import Trainer
-from frozenfusion.model import ModelConfig, PairClassifier, build_model
-from frozenfusion.options import TrainOptions
-from frozenfusion.pairs import read_pairs
-from frozenfusion.progress import Progress
-from frozenfusion.store import FeatureStore, StoreWriter
-from frozenfusion.text import batches_by_length, load_text_encoder, load_tokenizer, tokenize
+from frozenfusion.data.pairs import load_pairs
+from frozenfusion.model.classifier import PairClassifier, build_model
+from frozenfusion.model.config import ModelConfig
+from frozenfusion.model.dataset import PairDataset, stored_images
+from frozenfusion.store.reader import FeatureStore
+from frozenfusion.store.writer import StoreWriter
+from frozenfusion.text.batching import batches_by_length
+from frozenfusion.text.encoder import load_text_encoder
+from frozenfusion.text.tokens import load_tokenizer, tokenize
+from frozenfusion.training.config import TrainConfig
+from frozenfusion.training.trainer import Trainer
+from frozenfusion.utils.progress import Progress
+from frozenfusion.vision.backbone import Backbone, build_backbone
 
 LABELS = ("positive", "neutral", "negative")
 WORDS = [a + b + c for a in "bdfgklmnprst" for b in "aeiou" for c in "lmnrst"]
@@ -104,9 +108,9 @@ class TwoStages:
             rows = np.arange(len(ids))
             writer.write(rows, features, np.zeros((len(ids), 16), np.uint8), np.zeros((len(ids), 2), np.int64))
         self.texts = tokenize(load_tokenizer(setting.encoder_folder), setting.texts, setting.max_length)
-        self.dataset = PairDataset(
-            read_pairs(_manifest(folder / "pairs.csv", ids, setting)), ids, FeatureStore(folder / "f.h5"), self.texts
-        )
+        pairs = load_pairs(_manifest(folder / "pairs.csv", ids, setting))
+        images = stored_images(FeatureStore(folder / "f.h5"), pairs, pairs.path)
+        self.dataset = PairDataset(pairs, images, self.texts)
         config = ModelConfig(
             "concat",
             LABELS,
@@ -116,14 +120,12 @@ class TwoStages:
         )
         encoder = load_text_encoder(setting.encoder_folder, "random", setting.seed)
         self.model: PairClassifier = build_model(config, encoder, setting.seed)
-        options = TrainOptions(data=folder, val_fraction=0.0, batch_size=setting.batch_size, precision="float32")
         self.trainer = Trainer(
             self.model,
             self.dataset,
             np.arange(len(ids)),
             np.arange(0),
-            options,
-            seed=setting.seed,
+            TrainConfig(batch_size=setting.batch_size, seed=setting.seed),
             device=torch.device("cpu"),
         )
 
@@ -192,13 +194,13 @@ def counterparts(model: PairClassifier) -> dict[str, Tensor]:
 
 
 def compare(setting: Setting, epochs: int) -> dict[str, Any]:
-    """Train the ways side by side: differences from the end-to-end network, and seconds an epoch.
+    """Train the ways side by side: differences from the end-to-end network, and seconds per epoch.
 
     The ways are `two stages` and, as the yardstick, `float64 tower`: the same with image features computed in float64.
     """
     with tempfile.TemporaryDirectory(prefix="equivalence-") as folder:
         two = TwoStages(setting, Path(folder, "two"), setting.backbone(setting.pixels))
-        network = setting.backbone.network()
+        network = setting.backbone.encoder.network(setting.backbone.image_size)
         exact = TwoStages(setting, Path(folder, "exact"), exact_features(network, setting.pixels))
         one = OneNetwork(setting, network, two)
         start = {name: value.detach().clone() for name, value in one.parameters().items()}
@@ -336,7 +338,7 @@ def report(title: str, figures: dict[str, Any]) -> None:
     )
     seconds = figures["seconds_an_epoch"]
     print_table(
-        "Seconds an epoch (the two stages' features are computed before)",
+        "Seconds per epoch (the two stages' features are computed before)",
         ["two stages", "end to end", "times"],
         [[seconds["two stages"], seconds["end to end"], seconds["end to end"] / seconds["two stages"]]],
     )

@@ -38,16 +38,16 @@ from benchmarks.common import (
     rates,
     write_results,
 )
-from frozenfusion.backbone import Backbone, build_backbone
-from frozenfusion.device import choose_device, computes_in_bf16
-from frozenfusion.errors import UserError
-from frozenfusion.extract import extract
-from frozenfusion.folding import MEAN, STD
-from frozenfusion.images import decode_image
-from frozenfusion.memory import keep_freed_memory
-from frozenfusion.options import ExtractOptions
-from frozenfusion.sample import make_sample
-from frozenfusion.store import FeatureStore
+from frozenfusion.data.images import decode_image
+from frozenfusion.data.pairs import load_pairs
+from frozenfusion.data.sample.build import make_sample
+from frozenfusion.extraction.config import ExtractConfig
+from frozenfusion.extraction.extractor import extract
+from frozenfusion.utils.device import choose_device, computes_in_bf16
+from frozenfusion.utils.errors import UserError
+from frozenfusion.utils.memory import keep_freed_memory
+from frozenfusion.vision.backbone import Backbone, build_backbone
+from frozenfusion.vision.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 REFERENCE, OURS, CEILING = "reference's way", "ours", "ceiling"
 REFERENCE_BATCH = 8
@@ -62,7 +62,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="benchmark-extract-") as name, ExitStack() as processes:
         folder = Path(name)
         images = some_images(given.data or make_sample(folder / "sample"), folder / "images", given.images)
-        network = build_backbone(given.backbone, given.weights, image_size=given.image_size).network()
+        network = reference_network(given)
         given.weights = str(folder / "weights.safetensors")  # all ways have these
         save_file(network.state_dict(), given.weights)
         process = processes.enter_context(own_process())
@@ -101,7 +101,7 @@ def arguments() -> argparse.Namespace:
     options.add_argument("--backbone", default="efficientnet-b7", help="image network (%(default)s)")
     options.add_argument("--weights", default="random", help="its weights (%(default)s)")
     options.add_argument("--image-size", type=int, default=224, help="side of the images (%(default)s)")
-    options.add_argument("--images", type=int, default=64, help="images a measurement (%(default)s)")
+    options.add_argument("--images", type=int, default=64, help="images per measurement (%(default)s)")
     options.add_argument("--rounds", type=int, default=5, help="measurements of each way (%(default)s)")
     options.add_argument("--precisions", nargs="+", default=["float32", "bf16"], help="of ours (%(default)s)")
     options.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=RUNTIMES, help="of ours (%(default)s)")
@@ -137,11 +137,15 @@ def some_images(data: Path, folder: Path, wanted: int) -> list[Path]:
     return images
 
 
+def reference_network(given: argparse.Namespace) -> EfficientNet:
+    """The package's own network."""
+    return build_backbone(given.backbone, given.weights).encoder.network(given.image_size)
+
+
 def hold_reference(given: argparse.Namespace, images: Sequence[Path]) -> None:
     """Make the reference's way in this process."""
     device = choose_device(given.device)
-    network = build_backbone(given.backbone, given.weights, image_size=given.image_size).network()
-    HELD[REFERENCE] = reference(network.to(device), images, given.image_size, device)
+    HELD[REFERENCE] = reference(reference_network(given).to(device), images, given.image_size, device)
 
 
 def hold_ours(
@@ -159,7 +163,7 @@ def hold_ours(
 
 def reference(network: EfficientNet, images: Sequence[Path], size: int, device: torch.device) -> Way:
     """The reference's loop, with the package alone."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
 
     def opened(path: Path) -> torch.Tensor:
         with Image.open(path) as image:
@@ -190,13 +194,13 @@ def ready(given: argparse.Namespace, precision: str, runtime: str, pixels: np.nd
 def ours(backbone: Backbone, folder: Path, given: argparse.Namespace) -> Way:
     """`extract` into a new feature file each time."""
     number = count()
+    config = ExtractConfig(image_size=given.image_size, device=given.device)
 
     def run() -> np.ndarray:
         cache = Path(tempfile.mkdtemp(dir=folder)) / f"{next(number)}.h5"
-        options = ExtractOptions(data=folder / "images", cache=cache, image_size=given.image_size, device=given.device)
-        with mock.patch("frozenfusion.extract.build_backbone", return_value=backbone):
-            extract(options)
-        return np.array(FeatureStore(cache).features)
+        with mock.patch("frozenfusion.extraction.extractor.build_backbone", return_value=backbone):
+            store = extract(load_pairs(folder / "images"), cache, config=config)
+        return np.array(store.features)
 
     return run
 

@@ -23,18 +23,22 @@ from PIL import Image
 from transformers import AlbertConfig, AlbertModel
 
 from benchmarks.common import own_process, parser, print_table, write_results
-from frozenfusion.dataset import FeatureRows, PairDataset
-from frozenfusion.extract import extract
-from frozenfusion.files import replacing
-from frozenfusion.fit import Trainer
-from frozenfusion.memory import keep_freed_memory
-from frozenfusion.model import ModelConfig, build_model
-from frozenfusion.options import ExtractOptions, TrainOptions
-from frozenfusion.pairs import Pairs, read_pairs
-from frozenfusion.predict import Arithmetic, predict
-from frozenfusion.progress import Progress
-from frozenfusion.store import FeatureStore, StoreWriter
-from frozenfusion.text_cache import CachedTexts
+from frozenfusion.data.pairs import Pairs, load_pairs
+from frozenfusion.extraction.config import ExtractConfig
+from frozenfusion.extraction.extractor import extract
+from frozenfusion.model.classifier import build_model
+from frozenfusion.model.config import ModelConfig
+from frozenfusion.model.dataset import PairDataset, stored_images
+from frozenfusion.model.inference import Arithmetic, predict
+from frozenfusion.store.reader import FeatureStore
+from frozenfusion.store.tensors import FeatureRows
+from frozenfusion.store.writer import StoreWriter
+from frozenfusion.text.cache import CachedTexts
+from frozenfusion.training.config import TrainConfig
+from frozenfusion.training.trainer import Trainer
+from frozenfusion.utils.files import replacing
+from frozenfusion.utils.memory import keep_freed_memory
+from frozenfusion.utils.progress import Progress
 
 IMAGE_WIDTH, TEXT_WIDTH, BATCH_SIZE = 2560, 768, 8
 IMAGES, IMAGE_SIDE = 50, 64
@@ -53,7 +57,7 @@ def main() -> None:
             print(f"{n:,} pairs: " + ", ".join(f"{stage} {found[n][stage]['seconds']:.1f} s" for stage in STAGES))
     for figure, title in (
         ("seconds", "Seconds, without the two networks"),
-        ("pairs_per_second", "Pairs a second"),
+        ("pairs_per_second", "Pairs per second"),
         ("peak_mib", "MiB of memory at the highest, above what the process had before the stage"),
     ):
         print_table(
@@ -101,11 +105,11 @@ def stages(n: int, folder: Path, dtype: str, at_most: int) -> Figures:
     found, device = {}, torch.device("cpu")
     some = np.sort(np.random.default_rng(2).permutation(n)[:at_most])
     _, found["extraction"] = measured(n, lambda: extraction(data, cache, dtype))
-    pairs = read_pairs(data)
+    pairs = load_pairs(data)
     make_texts(texts, pairs.ids)
     dataset, found["loading"] = measured(n, lambda: load(pairs, pairs.ids, cache, texts))
-    options = TrainOptions(data=data, batch_size=BATCH_SIZE)
-    trainer = Trainer(head_on_features(pairs), dataset, some, some[:0], options, seed=0, device=device, autocast=None)
+    config = TrainConfig(batch_size=BATCH_SIZE, seed=0)
+    trainer = Trainer(head_on_features(pairs), dataset, some, some[:0], config, device=device)
     with Progress(len(some), "pairs") as progress:
         _, found["training epoch"] = measured(n, lambda: trainer.epoch(1, progress), len(some))
     trainer.model.eval()
@@ -149,9 +153,9 @@ class MeanColour:
 
 
 def extraction(data: Path, cache: Path, dtype: Any) -> None:
-    options = ExtractOptions(data=data, cache=cache, image_size=IMAGE_SIDE, dtype=dtype, device="cpu")
-    with mock.patch("frozenfusion.extract.build_backbone", return_value=MeanColour(dtype)):
-        extract(options)
+    config = ExtractConfig(image_size=IMAGE_SIDE, dtype=dtype, device="cpu")
+    with mock.patch("frozenfusion.extraction.extractor.build_backbone", return_value=MeanColour(dtype)):
+        extract(load_pairs(data), cache, config=config)
 
 
 def make_texts(path: Path, ids: list[str]) -> None:
@@ -164,9 +168,9 @@ def make_texts(path: Path, ids: list[str]) -> None:
 
 
 def load(pairs: Pairs, ids: list[str], cache: Path, texts: Path) -> PairDataset:
-    store = FeatureStore(texts)
+    members, store = pairs.select(ids), FeatureStore(texts)
     cached = CachedTexts(FeatureRows(store, store.rows(ids)), None, np.ones(len(ids), np.int64))
-    return PairDataset(pairs, ids, FeatureStore(cache), cached)
+    return PairDataset(members, stored_images(FeatureStore(cache), members, pairs.path), cached)
 
 
 def head_on_features(pairs: Pairs) -> Any:

@@ -16,7 +16,8 @@ import h5py
 import numpy as np
 
 from benchmarks.common import alternate, parser, print_table, rates, write_results
-from frozenfusion.store import FeatureStore, StoreWriter
+from frozenfusion.store.reader import FeatureStore
+from frozenfusion.store.writer import StoreWriter
 
 WIDTH = 2560
 FINGERPRINT = {"backbone": "efficientnet-b7"}
@@ -31,7 +32,7 @@ def main() -> None:
         folder = Path(name)
         reading = read_random_rows(folder, options)
         print_table(
-            f"Random batches of {options.rows:,} rows, {WIDTH} × float32, from the page cache: rows a second",
+            f"Random batches of {options.rows:,} rows, {WIDTH} × float32, from the page cache: rows per second",
             ["batch", "store", "memmap", "h5py's chunks", "row chunks", "÷ memmap", "÷ h5py's chunks", "÷ row chunks"],
             [
                 [figures["batch_size"], *figures["rows_per_second"].values(), *figures["ratios"].values()]
@@ -62,7 +63,7 @@ def arguments() -> argparse.Namespace:
 
 
 def read_random_rows(folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows a second of every way for every batch size, all from the same values and the same batches."""
+    """Rows per second of every way for every batch size, all from the same values and the same batches."""
     features = np.random.default_rng(0).standard_normal((options.rows, WIDTH), dtype=np.float32)
     features.tofile(folder / "plain")
     write_store(folder / "store.h5", features)

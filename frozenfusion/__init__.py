@@ -1,3 +1,70 @@
-"""Classify image–text pairs with a frozen, cached image tower and a trained text-and-fusion head."""
+"""Classify image–text pairs with a frozen, cached image network and a trained text-and-fusion head.
 
-__version__ = "0.1.0"
+    import frozenfusion as ff
+
+What this package hands out is loaded when it is first asked for.
+"""
+
+from typing import TYPE_CHECKING
+
+from frozenfusion.utils.lazy import face
+
+if TYPE_CHECKING:
+    from frozenfusion.data.pairs import Pair as Pair
+    from frozenfusion.data.pairs import Pairs as Pairs
+    from frozenfusion.data.pairs import load_pairs as load_pairs
+    from frozenfusion.data.splits import Split as Split
+    from frozenfusion.data.splits import split_pairs as split_pairs
+    from frozenfusion.evaluation.config import EvaluateConfig as EvaluateConfig
+    from frozenfusion.evaluation.evaluator import Evaluation as Evaluation
+    from frozenfusion.evaluation.evaluator import evaluate as evaluate
+    from frozenfusion.extraction.config import ExtractConfig as ExtractConfig
+    from frozenfusion.extraction.extractor import extract as extract
+    from frozenfusion.fusion.base import FeatureHead as FeatureHead
+    from frozenfusion.fusion.base import FusionHead as FusionHead
+    from frozenfusion.fusion.base import HeadInputs as HeadInputs
+    from frozenfusion.fusion.base import HeadOutput as HeadOutput
+    from frozenfusion.fusion.base import register_head as register_head
+    from frozenfusion.fusion.registry import head_names as head_names
+    from frozenfusion.model.classifier import PairClassifier as PairClassifier
+    from frozenfusion.store.reader import FeatureStore as FeatureStore
+    from frozenfusion.training.config import TrainConfig as TrainConfig
+    from frozenfusion.training.run import TrainedRun as TrainedRun
+    from frozenfusion.training.run import train as train
+    from frozenfusion.training.sweeps import sweep as sweep
+    from frozenfusion.utils.errors import UserError as UserError
+    from frozenfusion.vision.registry import backbone_names as backbone_names
+    from frozenfusion.vision.registry import register_backbone as register_backbone
+
+__version__ = "0.2.0"
+
+face(
+    __name__,
+    {
+        "EvaluateConfig": "frozenfusion.evaluation.config",
+        "Evaluation": "frozenfusion.evaluation.evaluator",
+        "ExtractConfig": "frozenfusion.extraction.config",
+        "FeatureHead": "frozenfusion.fusion.base",
+        "FeatureStore": "frozenfusion.store.reader",
+        "FusionHead": "frozenfusion.fusion.base",
+        "HeadInputs": "frozenfusion.fusion.base",
+        "HeadOutput": "frozenfusion.fusion.base",
+        "Pair": "frozenfusion.data.pairs",
+        "PairClassifier": "frozenfusion.model.classifier",
+        "Pairs": "frozenfusion.data.pairs",
+        "Split": "frozenfusion.data.splits",
+        "TrainConfig": "frozenfusion.training.config",
+        "TrainedRun": "frozenfusion.training.run",
+        "UserError": "frozenfusion.utils.errors",
+        "backbone_names": "frozenfusion.vision.registry",
+        "evaluate": "frozenfusion.evaluation.evaluator",
+        "extract": "frozenfusion.extraction.extractor",
+        "head_names": "frozenfusion.fusion.registry",
+        "load_pairs": "frozenfusion.data.pairs",
+        "register_backbone": "frozenfusion.vision.registry",
+        "register_head": "frozenfusion.fusion.base",
+        "split_pairs": "frozenfusion.data.splits",
+        "sweep": "frozenfusion.training.sweeps",
+        "train": "frozenfusion.training.run",
+    },
+)

@@ -1,4 +1,4 @@
-"""Writers for tests/test_store.py that are really killed: this process forks them, and ends them by SIGKILL.
+"""Writers for tests/store/test_store_survival.py that are really killed: this process forks them and sends SIGKILL.
 
 python tests/store_worker.py PATH SEED KILLS: create, go on with, extend and rebuild one store until KILLS writers died,
 checking after each death that every ok row is what it should be. Prints how many deaths found how much done.
@@ -18,9 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from frozenfusion import store as store_module
-from frozenfusion.images import MISSING, OK, PENDING
-from frozenfusion.store import FeatureStore, StoreWriter
+from frozenfusion.store import writer as store_module
+from frozenfusion.store.reader import FeatureStore
+from frozenfusion.store.status import MISSING, OK, PENDING
+from frozenfusion.store.writer import StoreWriter
 
 SHAPE = (96,)
 FINGERPRINT = {"backbone": "stub", "image_size": 8}

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from frozenfusion.errors import UserError
-from frozenfusion.store import FeatureStore, StoreWriter
+from frozenfusion.store.reader import FeatureStore
+from frozenfusion.store.writer import StoreWriter
+from frozenfusion.utils.errors import UserError
 
 IDS = ["a", "b", "c", "d", "e"]
 MADE_BY = {"backbone": "efficientnet-b7", "image_size": 224}

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
 
+from frozenfusion.cli.evaluate import EvaluateOptions
+from frozenfusion.cli.extract import ExtractOptions
+from frozenfusion.cli.parsing import parse
+from frozenfusion.cli.train import TrainOptions
+from frozenfusion.fusion.base import HEADS, HeadInputs
+from frozenfusion.fusion.registry import build_head, head_class
+from frozenfusion.vision.registry import BACKBONES
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -35,29 +46,54 @@ def test_the_demo_ends_with_a_table_and_where_to_look(demo):
 
 def test_the_python_of_the_readme_runs(demo, tmp_path):
     folder, _ = demo
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    for shown, here in (("MVSA_Single", "data"), ("cache/mvsa-b7.h5", "features.h5"), ("runs/concat", "runs/concat")):
-        code = code.replace(f'"{shown}"', repr(str(folder / here)))
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    example, head = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    small = {
+        '"MVSA_Single"': repr(str(folder / "data")),
+        '"cache/mvsa-b7.h5", backbone="efficientnet-b7"': f"{str(folder / 'features.h5')!r},"
+        " backbone='efficientnet-b0', weights='random', config=ff.ExtractConfig(image_size=128)",
+        "ff.TrainConfig(epochs=3)": f"ff.TrainConfig(epochs=1, text_encoder={str(folder / 'data' / 'text-encoder')!r},"
+        " text_weights='random')",
+        '"runs/other"': repr(str(folder / "runs" / "concat")),
+        '"a.jpg"': repr(str(folder / "data" / "data" / "1.jpg")),
+    }
+    for shown, here in small.items():
+        assert shown in example
+        example = example.replace(shown, here)
+    done = subprocess.run(
+        [sys.executable, "-c", example], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
-    assert "positive" in done.stdout
+    assert "majority class" in done.stdout
+    assert "'positive'" in done.stdout
+    (tmp_path / "my_heads.py").write_text(head)
+    done = subprocess.run(
+        [sys.executable, "-c", "import frozenfusion as ff, my_heads; print(ff.head_names())"],
+        cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "'product'" in done.stdout, done.stderr
 
 
-def test_every_command_shown_parses():
-    """Flags that the README and the docs show exist: a command that does not parse ends with status 2."""
+def test_every_command_shown_parses(tmp_path, monkeypatch):
+    """Flags that the README and the docs show exist, and go together."""
     texts = [README, *(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md")))]
     commands = {line for text in texts for line in re.findall(r"^ *python (\w+\.py [^#\n]+)", text, re.MULTILINE)}
+    kinds = {
+        "extract_features.py": ExtractOptions,
+        "train_head.py": TrainOptions,
+        "evaluate.py": EvaluateOptions,
+    }
+    for name, text in (("my_heads.py", README), ("my_backbones.py", (ROOT / "docs" / "backbones.md").read_text())):
+        (code,) = re.findall(rf"```python\n(# {name}\n.*?)```", text, re.DOTALL)
+        (tmp_path / name).write_text(code)
+    monkeypatch.chdir(tmp_path)
     assert len(commands) > 5
-    for command in commands:
-        script, *arguments = command.split()
-        code = (
-            f"import sys; from frozenfusion import cli, options; sys.argv[0] = {script!r}\n"
-            "kinds = dict(zip(('extract_features.py', 'train_head.py', 'evaluate.py'),"
-            " (options.ExtractOptions, options.TrainOptions, options.EvaluateOptions)))\n"
-            f"sys.exit(cli.run(kinds[{script!r}], lambda options: None, {arguments!r}))"
-        )
-        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, (command, done.stderr)
+    try:
+        for command in commands:
+            script, *arguments = command.split()
+            parse(kinds[script], arguments, script)
+    finally:
+        HEADS.remove("product")
+        BACKBONES.remove("patches")
 
 
 def test_links_inside_the_project_lead_somewhere():
@@ -68,15 +104,11 @@ def test_links_inside_the_project_lead_somewhere():
 
 
 def test_the_example_head_of_the_docs_is_a_head():
-    import torch
-
-    from frozenfusion.fusion import FUSION_HEADS, Inputs, build_head
-
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "heads.md").read_text(), re.DOTALL)
     try:
         exec(compile(code, "heads.md", "exec"), {"__name__": "heads"})
-        head = build_head("product", width=4, text_width=4, classes=3)
+        head = build_head(head_class("product"), width=4, text_width=4, classes=3)
         present = torch.ones(2, dtype=torch.bool)
-        assert head(Inputs(torch.ones(2, 4), torch.ones(2, 4), present, present)).logits.shape == (2, 3)
+        assert head(HeadInputs(torch.ones(2, 4), torch.ones(2, 4), present, present)).logits.shape == (2, 3)
     finally:
-        FUSION_HEADS.pop("product", None)
+        HEADS.remove("product")

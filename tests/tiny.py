@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,15 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AlbertConfig, PreTrainedTokenizerFast
 
-from frozenfusion.images import MISSING
-from frozenfusion.options import TrainOptions
-from frozenfusion.store import StoreWriter
+from frozenfusion.data.pairs import load_pairs
+from frozenfusion.data.splits import split_pairs
+from frozenfusion.store.reader import FeatureStore
+from frozenfusion.store.status import MISSING
+from frozenfusion.store.writer import StoreWriter
+from frozenfusion.training.config import TrainConfig
+from frozenfusion.training.inputs import TrainingInputs
+from frozenfusion.training.run import TrainedRun, train
+from frozenfusion.training.sweeps import sweep
 
 LABELS = ("positive", "neutral", "negative")
 WORDS = (("good", "sun", "smile"), ("tree", "road", "noon"), ("bad", "rain", "frown"))
@@ -85,8 +92,50 @@ def make_text_encoder(folder: Path, *, layers: int = 1) -> Path:
     return folder
 
 
-def make_options(folder: Path, **changes: Any) -> TrainOptions:
-    """Options of a training on new tiny data below `folder`, which takes about a second."""
+@dataclass(frozen=True)
+class Training:
+    """What `train` and `sweep` are given, kept together so that a test can repeat it with a change."""
+
+    data: Path
+    cache: Path
+    run: Path
+    config: TrainConfig
+    fusion: tuple[str, ...] = ("concat",)
+    seeds: tuple[int, ...] = ()
+
+    def but(self, **changes: Any) -> Training:
+        """The same with other values; names that are no field's are the config's."""
+        own = {name: changes.pop(name) for name in list(changes) if name in ("data", "cache", "run", "fusion", "seeds")}
+        return replace(self, config=replace(self.config, **changes), **own)
+
+    def inputs(self) -> TrainingInputs:
+        return TrainingInputs(load_pairs(self.data), FeatureStore(self.cache), self.config, self.fusion)
+
+    def train(self) -> TrainedRun:
+        """One run, as train_head.py makes it: a seed of `seeds` is the run's, on the split of the config's."""
+        pairs, (head,) = load_pairs(self.data), self.fusion
+        split = split_pairs(pairs, seed=self.config.seed, val_fraction=self.config.val_fraction)
+        config = replace(self.config, seed=self.seeds[0]) if self.seeds else self.config
+        return train(pairs, self.cache, head, config=config, run=self.run, split=split)
+
+    def sweep(self) -> list[TrainedRun]:
+        pairs = load_pairs(self.data)
+        return sweep(pairs, self.cache, self.fusion, seeds=self.seeds, config=self.config, folder=self.run)
+
+    def flags(self, **more: Any) -> list[str]:
+        """The same as arguments of train_head.py."""
+        given = {"cache": self.cache, "run": self.run, **vars(self.config), "seeds": self.seeds, **more}
+        words = [str(self.data), "--fusion", *self.fusion]
+        for name, value in given.items():
+            if isinstance(value, tuple):
+                words += [f"--{name}", *map(str, value)] if value else []
+            elif value is True or not isinstance(value, bool | dict):
+                words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+        return words
+
+
+def make_training(folder: Path, **changes: Any) -> Training:
+    """A training on new tiny data below `folder`, which takes about a second."""
     data, cache, encoder = folder / "data" / "pairs.csv", folder / "features.h5", folder / "encoder"
     if not data.exists():
         make_data(data.parent)
@@ -94,20 +143,16 @@ def make_options(folder: Path, **changes: Any) -> TrainOptions:
         make_store(cache)
     if not encoder.exists():
         make_text_encoder(encoder)
-    given: dict[str, Any] = {
-        "data": data,
-        "cache": cache,
-        "run": folder / "run",
-        "text_encoder": str(encoder),
-        "text_weights": "random",
-        "epochs": 3,
-        "lr": 1e-3,
-        "val_fraction": 0.2,
-        "device": "cpu",
-        "precision": "float32",
-        **changes,
-    }
-    return TrainOptions(**given)
+    config = TrainConfig(
+        text_encoder=str(encoder),
+        text_weights="random",
+        epochs=3,
+        lr=1e-3,
+        val_fraction=0.2,
+        device="cpu",
+        precision="float32",
+    )
+    return Training(data, cache, folder / "run", config).but(**changes)
 
 
 def assert_same_tensors(one: Path, other: Path) -> None:

@@ -1,4 +1,4 @@
-"""Run folders as training leaves them, made without training: models with weights set by hand or drawn."""
+"""Run folders as training leaves them, made without training: models with weights set by hand or stratified_sample."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from typing import Any
 import tiny
 import torch
 
-from frozenfusion.model import ModelConfig, PairClassifier, build_model, save_model, save_weights
-from frozenfusion.pairs import read_pairs
-from frozenfusion.splits import Split, split_pairs
-from frozenfusion.store import FeatureStore
-from frozenfusion.text import load_text_encoder, load_tokenizer
+from frozenfusion.data.pairs import load_pairs
+from frozenfusion.data.splits import Split, split_pairs
+from frozenfusion.model.classifier import PairClassifier, build_model
+from frozenfusion.model.config import ModelConfig
+from frozenfusion.model.saving import save_model, save_weights
+from frozenfusion.store.reader import FeatureStore
+from frozenfusion.text.encoder import load_text_encoder
+from frozenfusion.text.tokens import load_tokenizer
 
 
 def make_world(folder: Path, n: int = 60, *, regions: int = 0) -> Path:
@@ -50,13 +53,13 @@ def make_run(
         **changes,
     )
     encoder = load_text_encoder(world / "encoder", "random", seed=7 if freeze_text else seed)
-    model = build_model(config, encoder, seed)
+    model = build_model(config, encoder, seed, load_tokenizer(world / "encoder"))
     if fusion == "image":
         _tell_by_features(model)
     options = {"epochs": 2, "seed": seed, "fusion": [fusion], "freeze_text": freeze_text}
-    save_model(model, load_tokenizer(world / "encoder"), folder, options=options)
+    save_model(model, folder, options=options)
     save_weights(model, folder / "last.safetensors")
-    pairs = read_pairs(world / "data" / "pairs.csv")
+    pairs = load_pairs(world / "data" / "pairs.csv")
     (split or split_pairs(pairs, seed=0, val_fraction=0.2)).save(folder / "split.json")
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in history(val_accuracy)))
     (folder / "summary.json").write_text(json.dumps({"trained_parameters": 1000, "seconds_per_epoch": 0.25}))

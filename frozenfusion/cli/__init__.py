@@ -1,0 +1,1 @@
+"""The command line: flags from the configs, messages in its words, exit statuses."""

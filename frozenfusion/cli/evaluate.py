@@ -1,0 +1,64 @@
+"""Evaluation from the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from tyro.conf import Positional
+
+from frozenfusion.cli.extract import DEFAULT_CACHE
+from frozenfusion.cli.parsing import COMMON, CommonOptions, Groups, run
+from frozenfusion.evaluation.config import EvaluateConfig
+from frozenfusion.utils.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(CommonOptions, EvaluateConfig):
+    """Evaluate one or several runs offline, in batches, and compare them."""
+
+    groups: ClassVar[Groups] = {
+        "files": ("cache", "split", "out"),
+        "models": ("checkpoint", "without"),
+        "comparison": ("baseline", "bootstrap", "seed"),
+        "speed": ("device", "precision", "batch_size"),
+        "general": COMMON,
+    }
+
+    paths: Positional[tuple[Path, ...]]
+    """one or several run folders, then the folder or manifest of image–text pairs"""
+
+    cache: Path = DEFAULT_CACHE
+    """feature file of stage one"""
+
+    out: Path | None = None
+    """folder for the results; by default inside the run, or comparison/ beside several runs"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.paths) < 2:
+            raise UsageError("give one or several run folders and then the data, as in: evaluate.py runs/concat DATA")
+
+
+def main(arguments: Sequence[str] | None = None, command: str | None = None) -> int:
+    """Evaluate what the options name and print the figures; the exit status."""
+    return run(EvaluateOptions, _evaluate, arguments, command)
+
+
+def _evaluate(options: EvaluateOptions) -> str:
+    from frozenfusion.data.pairs import load_pairs
+    from frozenfusion.evaluation.evaluator import evaluate  # imports torch
+    from frozenfusion.evaluation.runs import find_runs
+    from frozenfusion.store.reader import FeatureStore
+    from frozenfusion.utils.progress import log
+
+    *runs, data = options.paths
+    find_runs(runs, options.checkpoint)  # before the data, which may be large
+    store = FeatureStore(options.cache)
+    pairs = load_pairs(data)
+    log.info(pairs.summary())
+    evaluation = evaluate(runs, pairs, store, config=options)
+    look = evaluation.save(options.out)
+    return f"{evaluation.table()}\n\nresults in {options.out or evaluation.default_folder}: look at {look}"

@@ -1,0 +1,223 @@
+"""What the commands share: flags from a dataclass, configuration files, messages and exit statuses."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import logging
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, TypeVar, get_type_hints
+
+import tyro
+
+from frozenfusion.cli.wording import flag_of, worded
+from frozenfusion.utils.errors import UsageError, UserError
+from frozenfusion.utils.memory import keep_freed_memory
+from frozenfusion.utils.messages import one_line
+from frozenfusion.utils.plugins import import_plugin
+from frozenfusion.utils.progress import TqdmHandler, log
+from frozenfusion.utils.sources import field_docs
+
+INTERRUPTED = 130
+
+Groups = Mapping[str, Sequence[str]]
+"""Titles, each with the names of its options."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CommonOptions:
+    """What every command takes. `groups` are the options as --help shows them, all but the positional one."""
+
+    groups: ClassVar[Groups]
+
+    imports: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(name="import")] = ()
+    """a Python file or module that registers heads or backbones; may be given several times"""
+
+    config: Path | None = None
+    """YAML or JSON file of options; flags win over it"""
+
+    debug: bool = False
+    """show the traceback of an expected failure"""
+
+
+COMMON = ("imports", "config", "debug")
+
+Options = TypeVar("Options", bound=CommonOptions)
+
+
+def run(
+    kind: type[Options],
+    main: Callable[[Options], str],
+    arguments: Sequence[str] | None = None,
+    command: str | None = None,
+) -> int:
+    """Parse the command line into a `kind`, call `main` with it, print what it returns, and return the exit status.
+
+    0 done, 1 failed, 2 wrong usage, 130 interrupted. Expected failures are one line on stderr, without a traceback
+    unless --debug is given. `command` is how the user called the program, by default the script's name.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    command = command or Path(sys.argv[0]).name
+
+    def say(message: str) -> str:
+        return worded(message, kind, command)
+
+    _set_up_output(say, debug="--debug" in arguments)
+    try:
+        said = main(parse(kind, arguments, command))
+        print(say(said))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read has gone: say no more
+        return UserError.exit_status
+    except UserError as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        print(f"error: {say(' '.join(str(error).split()))}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("interrupted: finished work is kept, the same command resumes it", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def _set_up_output(say: Callable[[str], str], *, debug: bool) -> None:
+    log.handlers = [TqdmHandler(say)]
+    log.setLevel(logging.DEBUG if debug else logging.INFO)
+    log.propagate = False
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a console that lacks a letter shows another
+            stream.reconfigure(errors="replace")
+    keep_freed_memory()
+
+
+def parse(kind: type[Options], arguments: Sequence[str], command: str = "frozenfusion") -> Options:
+    """Parse flags over the values of --config, if given, over the defaults. Raises UsageError."""
+    for name in _values_of("import", arguments):
+        import_plugin(name)
+    grouped = _grouped(kind)
+    path = _values_of("config", arguments)
+    default = _from_config(kind, grouped, Path(path[-1]), command) if path else None
+    return _flat(kind, _tyro(grouped, arguments, command, default))
+
+
+def _grouped(kind: type[Options]) -> type[Any]:
+    """The options as tyro shows them best: a dataclass of one dataclass per group."""
+    hints, docs = get_type_hints(kind, include_extras=True), field_docs(kind)
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    missing = dataclasses.MISSING
+    (positional,) = [name for name, each in fields.items() if each.default is each.default_factory is missing]
+
+    def described(name: str) -> tuple[str, Any, Any]:
+        field = fields[name]
+        default = field.default
+        if field.default_factory is not missing:
+            default = dataclasses.field(default_factory=field.default_factory)
+        return name, Annotated[hints[name], tyro.conf.arg(help=docs[name])], default
+
+    parts: list[Any] = [described(positional)[:2]]
+    for title, names in kind.groups.items():
+        group = dataclasses.make_dataclass(title, [described(name) for name in names], kw_only=True)
+        parts.append((title, Annotated[group, tyro.conf.OmitArgPrefixes], dataclasses.field(default_factory=group)))
+    whole = dataclasses.make_dataclass(kind.__name__, parts)
+    whole.__doc__ = kind.__doc__
+    return whole
+
+
+def _flat(kind: type[Options], grouped: Any) -> Options:
+    """The options out of their groups, checked as their class checks them."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(grouped):
+        value = getattr(grouped, field.name)
+        if dataclasses.is_dataclass(value):
+            values |= vars(value)
+        else:
+            values[field.name] = value
+    return kind(**values)
+
+
+def _tyro(grouped: type[Any], arguments: Sequence[str], command: str, default: Any = None) -> Any:
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                grouped,
+                args=list(arguments),
+                default=default,
+                prog=command,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise  # --help
+        raise UsageError(_message_in(said.getvalue())) from None
+
+
+def _message_in(box: str) -> str:
+    """The text inside tyro's framed message, without the title and the repeated help, as one line."""
+    lines = [line.strip("╭╮╰╯│─ \t") for line in box.splitlines()]
+    message = " ".join(line for line in lines[1:] if line)
+    return re.split(r" (?:Argument helptext|For full helptext)", message)[0].rstrip(".") + ": see --help"
+
+
+def _values_of(flag: str, arguments: Sequence[str]) -> list[str]:
+    """What a flag of one value was given, before the others are parsed."""
+    values = []
+    for position, argument in enumerate(arguments):
+        if argument == f"--{flag}" and position + 1 < len(arguments):
+            values.append(arguments[position + 1])
+        elif argument.startswith(f"--{flag}="):
+            values.append(argument.partition("=")[2])
+    return values
+
+
+def _from_config(kind: type[Options], grouped: type[Any], path: Path, command: str) -> Any:
+    """The options that a configuration file gives, checked as flags are; what it leaves out keeps its default."""
+    positional = dataclasses.fields(grouped)[0].name
+    known = {field.name: flag_of(field.name) for field in dataclasses.fields(kind)}
+    flags: list[str] = []
+    given: list[str] = []
+    for key, value in _read_config(path).items():
+        name = str(key).replace("-", "_")
+        if name in ("import", *COMMON):
+            raise UsageError(f"{path}: {key} is given on the command line alone: take it out of the file")
+        if name not in known:
+            raise UsageError(f"{path}: unknown option {key!r}: the options are those that --help lists")
+        if name == positional:
+            given = _words(value)
+        elif name == "head_option":
+            flags += [word for option in _words(value) for word in (known[name], option)]
+        elif value is not None and value is not False and value != []:
+            flags += [known[name], *([] if value is True else _words(value))]
+    try:
+        options = _tyro(grouped, [*(given or ["-"]), *flags], command)
+        _flat(kind, options)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+    return options if given else dataclasses.replace(options, **{positional: tyro.MISSING})
+
+
+def _read_config(path: Path) -> dict[Any, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot read the configuration file ({error.strerror}): check the path") from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(f"{path}: not valid YAML ({one_line(error)})") from error
+    if isinstance(values, dict) and isinstance(values.get("options"), dict):
+        values = values["options"]  # a run's config.json
+    if not isinstance(values, dict):
+        raise UsageError(f"{path}: a configuration file holds lines of `option: value`")
+    return values
+
+
+def _words(value: Any) -> list[str]:
+    return [str(part) for part in value] if isinstance(value, list) else [str(value)]

@@ -1,0 +1,123 @@
+"""Stage two from the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import tyro
+from tyro.conf import Positional
+
+from frozenfusion.cli.extract import DEFAULT_CACHE
+from frozenfusion.cli.parsing import COMMON, CommonOptions, Groups, run
+from frozenfusion.fusion.options import parse_options
+from frozenfusion.training.config import TrainConfig, check_seeds
+from frozenfusion.utils.errors import UsageError
+
+if TYPE_CHECKING:
+    from frozenfusion.data.pairs import Pairs
+    from frozenfusion.store.reader import FeatureStore
+    from frozenfusion.training.run import TrainedRun
+
+ALL = "all"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(CommonOptions, TrainConfig):
+    """Stage two: fine-tune the text encoder and a fusion head against the cached image features."""
+
+    groups: ClassVar[Groups] = {
+        "files": ("cache", "run"),
+        "model": ("fusion", "alpha", "head_option", "text_encoder", "text_weights", "freeze_text", "max_length"),
+        "training": (
+            *("epochs", "batch_size", "lr", "weight_decay", "schedule"),
+            *("class_weights", "val_fraction", "seed", "seeds"),
+        ),
+        "dropout": ("image_dropout", "modality_dropout"),
+        "speed": ("device", "precision", "compile"),
+        "resuming": ("resume", "save_every"),
+        "general": COMMON,
+    }
+
+    data: Positional[Path]
+    """folder or manifest of image–text pairs; not right after --fusion or --seeds, which take all words that follow"""
+
+    cache: Path = DEFAULT_CACHE
+    """feature file of stage one"""
+
+    run: Path | None = None
+    """folder for the trained model; by default runs/HEAD, or runs/sweep for several"""
+
+    fusion: tuple[str, ...] = ("concat",)
+    """one or several fusion heads, or all"""
+
+    head_option: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """NAME=VALUE, an option of the fusion head's own, as in layers=4; may be given several times"""
+
+    seeds: tuple[int, ...] = ()
+    """repeat training with each of these seeds, on the split that --seed makes"""
+
+    def __post_init__(self) -> None:
+        if self.head_option:
+            object.__setattr__(self, "head_options", parse_options(self.head_option))
+        super().__post_init__()
+        if not self.fusion:
+            raise UsageError("`fusion` needs the name of a head, several names, or all")
+        check_seeds(self.seeds)
+        if len(set(self.fusion)) != len(self.fusion):
+            raise UsageError(f"`fusion` names a head twice: {' '.join(self.fusion)}")
+
+
+def main(arguments: Sequence[str] | None = None, command: str | None = None) -> int:
+    """Train what the options ask for and print what came out; the exit status."""
+    return run(TrainOptions, _train, arguments, command)
+
+
+def _train(options: TrainOptions) -> str:
+    from frozenfusion.data.pairs import load_pairs
+    from frozenfusion.fusion.registry import head_class
+    from frozenfusion.store.reader import FeatureStore
+    from frozenfusion.training.sweeps import DEFAULT_FOLDER, sweep  # imports torch
+    from frozenfusion.utils.progress import log
+
+    for name in options.fusion:
+        if name != ALL:
+            head_class(name)
+    single = len(options.fusion) == 1 and options.fusion != (ALL,) and len(options.seeds) < 2
+    pairs = load_pairs(options.data)
+    log.info(pairs.summary())
+    store = FeatureStore(options.cache)
+    if single:
+        runs = [_train_one(options, pairs, store)]
+        return _summary(runs, runs[0].folder, options)
+    folder = options.run or DEFAULT_FOLDER
+    runs = sweep(pairs, store, options.fusion, seeds=options.seeds, config=_config(options), folder=folder)
+    return _summary(runs, folder, options)
+
+
+def _train_one(options: TrainOptions, pairs: Pairs, store: FeatureStore) -> TrainedRun:
+    """One run; a seed that `seeds` names is the run's, on the split of `seed`."""
+    from frozenfusion.model.run_folder import RunFolder
+    from frozenfusion.training.inputs import TrainingInputs
+    from frozenfusion.training.run import default_folder, train_run
+
+    config, (head,) = _config(options), options.fusion
+    folder = RunFolder(options.run or default_folder(head))
+    folder.check_free()
+    inputs = TrainingInputs(pairs, store, config, [head])
+    seed = options.seeds[0] if options.seeds else config.seed
+    return train_run(inputs, head, dataclasses.replace(config, seed=seed), folder)
+
+
+def _config(options: TrainOptions) -> TrainConfig:
+    return TrainConfig(**{each.name: getattr(options, each.name) for each in dataclasses.fields(TrainConfig)})
+
+
+def _summary(runs: Sequence[TrainedRun], folder: Path, options: TrainOptions) -> str:
+    """What was trained, as a table for a person, best first, and the command that evaluates it."""
+    from frozenfusion.training.sweeps import run_table
+
+    return f"{run_table(runs)}\n\nnext: python evaluate.py {folder} {options.data} --cache {options.cache}"

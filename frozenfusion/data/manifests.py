@@ -1,0 +1,146 @@
+"""Manifests: one file that lists image–text pairs, with paths relative to the folder that it is in."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from frozenfusion.data.records import (
+    NO_LABEL,
+    SENTIMENTS,
+    Record,
+    checked_id,
+    checked_path,
+    checked_split,
+    read_lines,
+    read_table,
+    unique,
+)
+from frozenfusion.utils.errors import UserError
+from frozenfusion.utils.messages import shown
+
+NO_IMAGE = "no image given"  # the file name, never there, of a pair whose image cell is empty
+
+_COLUMNS = ("id", "text", "text_path", "image", "label", "split")
+
+
+def read_manifest(path: Path) -> tuple[list[Record], tuple[str, ...]]:
+    """The records of a .csv, .tsv, .jsonl or .parquet file by id, and the label names. Raises UserError.
+
+    Columns: id, text or text_path, image, and if wanted label and split; others are left alone. Empty cells stand for
+    nothing: no text, no image, no label, no split.
+    """
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise UserError(f"{path}: not a manifest: expected a folder, or a .csv, .tsv, .jsonl or .parquet file")
+    records = unique(_record(row, source, path.parent) for source, row in reader(path))
+    return records, label_names(record.label for record in records)
+
+
+def label_names(labels: Iterable[str | None]) -> tuple[str, ...]:
+    """The classes among `labels` in their order: MVSA's three where nothing else occurs, else by number or name."""
+    names = {label for label in labels if label is not None}
+    if names <= set(SENTIMENTS):
+        return SENTIMENTS
+    return tuple(sorted(names, key=lambda name: (0, int(name), name) if _is_number(name) else (1, 0, name)))
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdecimal() and len(name) < 19
+
+
+def _record(row: dict[str, Any], source: str, folder: Path) -> Record:
+    cells = {name: _cell(row.get(name), name, source) for name in _COLUMNS}
+    text: str | Path = cells["text"]
+    if not text and cells["text_path"]:
+        text = checked_path(folder, cells["text_path"], source)
+    label, image = cells["label"].strip(), cells["image"].strip()
+    if label.lower() in SENTIMENTS:
+        label = label.lower()
+    return Record(
+        id=checked_id(cells["id"].strip(), source),
+        source=source,
+        image=checked_path(folder, image or NO_IMAGE, source),
+        text=text,
+        label=None if label.lower() in NO_LABEL else label,
+        split=checked_split(cells["split"], source),
+    )
+
+
+def _cell(value: Any, name: str, source: str) -> str:
+    """A cell as a string; numbers stand for their digits, and 1.0 for 1, as tables with gaps store whole numbers."""
+    if value is None or value != value:  # NaN
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, str | int | float):
+        raise UserError(f"{source}: {name} is {shown(value)}: expected a string or a number")
+    return str(value)
+
+
+def _require_columns(names: Iterable[str], source: str) -> None:
+    present = set(names)
+    missing = [name for name in ("id", "image") if name not in present]
+    if not {"text", "text_path"} & present:
+        missing.append("text or text_path")
+    if missing:
+        raise UserError(f"{source}: no column {', '.join(missing)}: a manifest has id, text or text_path, and image")
+
+
+def _delimited(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    lines = csv.reader(
+        io.StringIO(read_table(path), newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True
+    )
+    header: list[str] = []
+    try:
+        for cells in lines:
+            source = f"{path}:{lines.line_num}"
+            if not any(cells):
+                continue
+            if not header:
+                header = [cell.strip().lower() for cell in cells]
+                _require_columns(header, source)
+            elif len(cells) != len(header):
+                raise UserError(f"{source}: malformed line: {len(cells)} cells where the header has {len(header)}")
+            else:
+                yield source, dict(zip(header, cells, strict=True))
+    except csv.Error as error:
+        raise UserError(f"{path}:{lines.line_num}: malformed line: {error}") from error
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for source, line in read_lines(path):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{source}: malformed line: not JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{source}: malformed line {shown(line)}: expected a JSON object")
+        _require_columns(row, source)
+        yield source, row
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        import pyarrow as arrow
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise UserError(f"{path}: reading Parquet needs pyarrow: pip install pyarrow, or save it as .csv") from error
+    try:
+        with parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            _require_columns(names, str(path))
+            row_number = 0
+            for batch in file.iter_batches(columns=[name for name in _COLUMNS if name in names]):
+                for row in batch.to_pylist():
+                    row_number += 1
+                    yield f"{path}: row {row_number}", row
+    except (arrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: cannot be read as Parquet ({error}): check the file") from error
+
+
+READERS = {".csv": _delimited, ".tsv": _delimited, ".jsonl": _json_lines, ".parquet": _parquet}  # by a file's suffix

@@ -1,0 +1,148 @@
+"""Image–text pairs: every input layout read into one ordered sequence."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from frozenfusion.data.folders import read_folder
+from frozenfusion.data.manifests import read_manifest
+from frozenfusion.data.records import SENTIMENTS, Record, line_count, read_text
+from frozenfusion.utils.errors import UserError
+
+SEVERAL_LINES = "several lines"
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One image–text pair: its text is read, its image is not and may not be there."""
+
+    id: str
+    text: str  # "" when missing or empty
+    image: Path  # where the image file is, or should be
+    label: int | None  # index into Pairs.label_names
+    split: str | None  # "train", "val" or "test" where the files say so
+
+
+@dataclass(frozen=True)
+class Pairs(Sequence[Pair]):
+    """The pairs of one data set, in the order of their ids (code points), each id once.
+
+    Args:
+        path: the folder or manifest that they were read from.
+        layout: "reference", "mvsa", "course", "manifest" or "unlabelled".
+        label_names: the classes; labels are positions in it.
+        pairs: themselves.
+        text_counts: how the texts were read: "utf-8", "gb18030", "replaced", "empty" and "missing" add up to all
+            pairs, "several lines" is beside them.
+        dropped: pairs that were left out, by reason.
+    """
+
+    path: Path
+    layout: str
+    label_names: tuple[str, ...]
+    pairs: tuple[Pair, ...] = field(repr=False)
+    text_counts: dict[str, int]
+    dropped: dict[str, int]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @overload
+    def __getitem__(self, index: int) -> Pair: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Pair, ...]: ...
+    def __getitem__(self, index: int | slice) -> Pair | tuple[Pair, ...]:
+        return self.pairs[index]
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """The ids, sorted."""
+        return [pair.id for pair in self.pairs]
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """The labels, int64 of shape (n,), -1 where there is none."""
+        return np.array([-1 if pair.label is None else pair.label for pair in self.pairs], dtype=np.int64)
+
+    def rows(self, ids: Iterable[str]) -> NDArray[np.int64]:
+        """The positions of `ids`, int64, -1 where absent."""
+        return np.array([self._position.get(id, -1) for id in ids], dtype=np.int64)
+
+    def select(self, ids: Iterable[str]) -> list[Pair]:
+        """The pairs called `ids`, in that order. Raises KeyError for one that is not here."""
+        return [self.pairs[self._position[id]] for id in ids]
+
+    @cached_property
+    def _position(self) -> dict[str, int]:
+        return {pair.id: position for position, pair in enumerate(self.pairs)}
+
+    def summary(self) -> str:
+        """What was found, in one line for a person."""
+        labels = np.bincount(self.labels + 1, minlength=len(self.label_names) + 1)
+        classes = dict(zip((*self.label_names, "unlabelled"), (*labels[1:], labels[0]), strict=True))
+        told = [f"{len(self):,} pairs ({self.layout} layout)", _counts(classes)]
+        told.append(f"texts: {_counts(self.text_counts)}")
+        if self.dropped:
+            told.append(f"left out: {_counts(self.dropped)}")
+        return "; ".join(told)
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
+
+
+def load_pairs(path: str | Path) -> Pairs:
+    """Read a folder or manifest of image–text pairs; its layout is recognised by what is there.
+
+    Texts are read, images are not opened.
+
+    Args:
+        path: a folder (the reference's layout, MVSA's, the course's, or images with texts), or a manifest (.csv, .tsv,
+            .jsonl, .parquet): docs/data.md.
+
+    Raises:
+        UserError: an unknown layout or label, an id that comes twice or is no plain name, a path that leaves the data
+            folder, a malformed line; each with its file and line.
+    """
+    path = Path(path)
+    if path.is_dir():
+        layout, records, dropped = read_folder(path)
+        return _assemble(path, layout, SENTIMENTS, records, dropped)
+    if not path.exists():
+        raise UserError(f"{path}: no such folder or manifest: check the path")
+    records, names = read_manifest(path)
+    return _assemble(path, "manifest", names, records, {})
+
+
+def _assemble(path: Path, layout: str, names: tuple[str, ...], records: list[Record], dropped: dict[str, int]) -> Pairs:
+    if not records:
+        raise UserError(f"{path}: no pairs are listed: check the label files or the manifest")
+    index = {name: label for label, name in enumerate(names)}
+    found: Counter[str] = Counter()
+    pairs = []
+    for record in records:
+        text, how = read_text(record.text) if isinstance(record.text, Path) else _given(record.text)
+        found[how] += 1
+        found[SEVERAL_LINES] += line_count(text) > 1
+        label = None if record.label is None else index[record.label]
+        pairs.append(Pair(record.id, text, record.image, label, record.split))
+    order = ("utf-8", "gb18030", "replaced", "empty", "missing", SEVERAL_LINES)
+    counts = {name: found[name] for name in order if found[name]}
+    return Pairs(path, layout, names, tuple(pairs), counts, dropped)
+
+
+def _given(text: str) -> tuple[str, str]:
+    """The text that a manifest holds itself, cleaned as texts of files are."""
+    whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # JSON can hold halves of characters
+    text = whole.strip()
+    if not text:
+        return "", "empty"
+    return text, "utf-8" if "\ufffd" not in text else "replaced"

@@ -1,0 +1,158 @@
+"""One line of a label file or manifest: its checks, and how its text becomes a string."""
+
+from __future__ import annotations
+
+import codecs
+import errno
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from frozenfusion.utils.errors import UserError
+from frozenfusion.utils.files import NotRegularError, TooLargeError, file_error, read_regular_file
+from frozenfusion.utils.messages import shown
+from frozenfusion.utils.progress import log
+
+SENTIMENTS = ("positive", "neutral", "negative")  # MVSA's labels 0, 1, 2
+NO_LABEL = frozenset({"", "null"})
+
+MAX_TABLE_BYTES = 2**30
+MAX_TEXT_BYTES = 2**20
+MAX_NAME_BYTES = 255  # what file systems allow in one name
+MAX_PATH_BYTES = 4096
+
+_NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO})
+_LINE_END = re.compile(r"\r\n|\r|\n")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_SPLITS = {"": None, "train": "train", "test": "test", **dict.fromkeys(("val", "valid", "validation", "dev"), "val")}
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A pair as a file names it: nothing of it has been opened yet."""
+
+    id: str
+    source: str  # "FILE:LINE", for messages
+    image: Path
+    text: str | Path  # the text itself, or the file that holds it
+    label: str | None = None
+    split: str | None = None
+
+
+def unique(records: Iterable[Record]) -> list[Record]:
+    """The records in the order of their ids. Raises UserError for an id that comes twice."""
+    seen: dict[str, Record] = {}
+    for record in records:
+        first = seen.setdefault(record.id, record)
+        if first is not record:
+            raise UserError(f"{record.source}: id {record.id!r} was already given at {first.source}: keep one of them")
+    return [seen[id] for id in sorted(seen)]
+
+
+def checked_id(id: str, source: str) -> str:
+    """`id` if it is a name that can stand for files of a data folder. Raises UserError for a path or odd characters."""
+    if not id:
+        raise UserError(f"{source}: empty id: give every pair a name")
+    if "/" in id or "\\" in id or id in {".", ".."}:
+        raise UserError(f"{source}: id {shown(id)} is a path: ids are plain names")
+    if _CONTROL.search(id):
+        raise UserError(f"{source}: id {shown(id)} has control characters: ids are plain names")
+    if _encoded_length(id, source) > MAX_NAME_BYTES:
+        raise UserError(f"{source}: id {shown(id)} is longer than {MAX_NAME_BYTES} bytes: shorten it")
+    return id
+
+
+def checked_path(folder: Path, name: str, source: str) -> Path:
+    """`name` below `folder`, judged by its letters alone. Raises UserError for one that would leave the folder."""
+    if _CONTROL.search(name):
+        raise UserError(f"{source}: path {shown(name)} has control characters: rename the file")
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise UserError(f"{source}: path {shown(name)} leaves {folder}: give paths inside that folder")
+    if _encoded_length(name, source) > MAX_PATH_BYTES or any(len(p.encode()) > MAX_NAME_BYTES for p in path.parts):
+        raise UserError(f"{source}: path {shown(name)} is longer than a file system allows: shorten it")
+    return folder / path
+
+
+def checked_split(name: str, source: str) -> str | None:
+    """`name` as train, val, test or None for an empty cell. Raises UserError for any other."""
+    try:
+        return _SPLITS[name.strip().lower()]
+    except KeyError:
+        raise UserError(f"{source}: unknown split {shown(name)}: expected train, val, test or nothing") from None
+
+
+def _encoded_length(name: str, source: str) -> int:
+    try:
+        return len(name.encode())
+    except UnicodeEncodeError:
+        raise UserError(f"{source}: name {shown(name)} is not valid Unicode: rename it") from None
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """The lines of a label file that are not blank, each with its "FILE:LINE". Raises UserError."""
+    for number, line in enumerate(_LINE_END.split(read_table(path)), 1):
+        if line.strip():
+            yield f"{path}:{number}", line.strip()
+
+
+def read_table(path: Path) -> str:
+    """A whole label file or manifest, of bounded size, as text. Raises UserError."""
+    try:
+        text, encoding = _decode(read_regular_file(path, MAX_TABLE_BYTES))
+    except (NotRegularError, TooLargeError) as error:
+        raise UserError(f"{path}: {error}: a label file or manifest was expected") from error
+    except OSError as error:
+        raise file_error(error, path) from error
+    if encoding != "utf-8":
+        log.warning("%s: not UTF-8, read as gb18030%s", path, ", in part" if encoding == "replaced" else "")
+    return text
+
+
+def read_text(path: Path) -> tuple[str, str]:
+    """The text file of a pair and how it was read: "utf-8", "gb18030", "replaced", "empty" or "missing".
+
+    Only its first MAX_TEXT_BYTES count. Raises UserError where a file is there but may not be read.
+    """
+    try:
+        return decode_text(read_regular_file(path, MAX_TEXT_BYTES))
+    except TooLargeError:
+        return decode_text(_beginning(path), cut=True)
+    except NotRegularError:
+        return "", "missing"
+    except OSError as error:
+        if error.errno in _NOT_THERE:
+            return "", "missing"
+        raise file_error(error, path) from error
+
+
+def decode_text(data: bytes, *, cut: bool = False) -> tuple[str, str]:
+    """A pair's text without the white space around it, and how it was read: see read_text.
+
+    Bytes are UTF-8, else gb18030, else UTF-8 with replacement characters. That order is the reference's: 23 % of
+    MVSA's texts are gb18030. With `cut` the last character may be incomplete.
+    """
+    text, encoding = _decode(data, cut)
+    text = text.strip()
+    return text, encoding if text else "empty"
+
+
+def line_count(text: str) -> int:
+    """How many lines a text has."""
+    return len(_LINE_END.split(text))
+
+
+def _decode(data: bytes, cut: bool = False) -> tuple[str, str]:
+    for encoding in ("utf-8", "gb18030"):
+        try:
+            text = codecs.getincrementaldecoder(encoding)().decode(data, final=not cut)
+        except UnicodeDecodeError:
+            continue
+        return text.removeprefix("\ufeff"), encoding
+    return data.decode("utf-8", errors="replace"), "replaced"
+
+
+def _beginning(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(MAX_TEXT_BYTES)

@@ -1,0 +1,155 @@
+"""Train, validation and test parts of a data set, and what they have in common."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import NamedTuple
+
+from frozenfusion.data.pairs import Pair, Pairs
+from frozenfusion.utils.errors import UserError
+from frozenfusion.utils.files import read_json, write_json
+
+TEST_FRACTION = 0.2  # the reference's 8:2
+SHORTEST_TEXT = 10  # shorter normalised texts ("good morning" has 12 characters) are alike by chance
+
+_RETWEET = re.compile(r"^\s*(?:rt\s+@\w+\s*:?\s*)+")
+_CUT_WORD = re.compile(r"\S*\.\.\.\s*$")  # NFKC writes … as three dots
+_URL = re.compile(r"(?:https?:|www\.)\S*")
+_BETWEEN_WORDS = re.compile(r"[^\w@#]+")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which pairs are trained on, validated on, and tested on.
+
+    Args:
+        source: where the test part comes from: "files", "seeded", or a word of your own.
+        seed: what drew the parts that the files do not name.
+        train, val, test: ids, sorted.
+    """
+
+    source: str
+    seed: int
+    train: list[str]
+    val: list[str]
+    test: list[str]
+
+    def save(self, path: str | Path) -> None:
+        """Write the split as JSON, atomically."""
+        write_json(path, asdict(self))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Split:
+        """Read what `save` wrote. Raises UserError for anything else."""
+        values = read_json(path)
+        names = [field.name for field in fields(cls)]
+        if not isinstance(values, dict) or sorted(values) != sorted(names):
+            raise UserError(f"{path}: not a split: expected a JSON object of {', '.join(names)}")
+        for part in ("train", "val", "test"):
+            if not isinstance(values[part], list) or not all(isinstance(id, str) for id in values[part]):
+                raise UserError(f"{path}: not a split: {part} is no list of ids")
+        return cls(**values)
+
+
+class Overlap(NamedTuple):
+    """How many test pairs have a text, or an image, that also occurs in the train part."""
+
+    texts: int
+    images: int
+
+
+def split_pairs(pairs: Pairs, *, seed: int, val_fraction: float, test_fraction: float = TEST_FRACTION) -> Split:
+    """Divide the labelled pairs into train, validation and test parts, stratified.
+
+    Parts that the files name are taken as they are, if they have labels; pairs that such files leave out are in no
+    part. A test part that is missing is drawn from all labelled pairs, a validation part from what is left to train.
+    Drawing depends only on the seed, the ids and the labels.
+
+    Args:
+        pairs: what `load_pairs` returned.
+        seed: another one draws other parts.
+        val_fraction: of what is left to train, for choosing the best epoch; 0 for none.
+        test_fraction: of all labelled pairs.
+
+    Raises:
+        UserError: nothing is left to train.
+    """
+    labelled = [pair for pair in pairs if pair.label is not None]
+    given = defaultdict(list)
+    for pair in labelled:
+        given[pair.split].append(pair)
+    source = "files" if given["test"] else "seeded"
+    train, test = given["train"], given["test"]
+    if not test:
+        train, test = stratified_sample(train + given[None], test_fraction, seed, "test")
+    elif not train:
+        train = given[None]
+    val = given["val"]
+    if not val:
+        train, val = stratified_sample(train, val_fraction, seed, "val")
+    if not train:
+        raise UserError(f"{pairs.path}: no labelled pair is left to train on: add labels, or take a smaller fraction")
+    return Split(source, seed, _ids(train), _ids(val), _ids(test))
+
+
+def stratified_sample(pairs: Sequence[Pair], fraction: float, seed: int, part: str) -> tuple[list[Pair], list[Pair]]:
+    """The pairs that stay and those drawn: `fraction` of each class, as near as whole pairs allow.
+
+    Each class keeps at least one pair. Within a class, ids are drawn in the order of a keyed hash, so a pair that is
+    added or removed moves few others, and no library's random numbers matter.
+    """
+    classes: dict[int | None, list[Pair]] = defaultdict(list)
+    for pair in sorted(pairs, key=lambda pair: _draw(pair.id, seed, part)):
+        classes[pair.label].append(pair)
+    quota = {label: len(members) * fraction for label, members in classes.items()}
+    take = {label: int(share) for label, share in quota.items()}
+    by_remainder = sorted(quota, key=lambda label: (take[label] - quota[label], str(label)))
+    for label in by_remainder[: round(len(pairs) * fraction) - sum(take.values())]:
+        take[label] += 1
+    chosen = [pair for label, members in classes.items() for pair in members[: min(take[label], len(members) - 1)]]
+    chosen_ids = {pair.id for pair in chosen}
+    return [pair for pair in pairs if pair.id not in chosen_ids], chosen
+
+
+def _draw(id: str, seed: int, part: str) -> bytes:
+    return hashlib.blake2b(f"{seed}/{part}/{id}".encode(), digest_size=16).digest()
+
+
+def _ids(pairs: Iterable[Pair]) -> list[str]:
+    return sorted(pair.id for pair in pairs)
+
+
+def overlap_between(
+    pairs: Pairs, train_ids: Iterable[str], test_ids: Iterable[str], digests: Mapping[str, bytes]
+) -> Overlap:
+    """Count the test pairs whose text (see normalised) or image (by digest) is also in the train part.
+
+    `digests` maps ids to the digest of their image file; ids without one have no image to compare.
+    """
+    train, test = list(train_ids), list(test_ids)
+    texts = {pair.id: normalised(pair.text) for pair in pairs}
+    train_texts = {text for id in train if len(text := texts.get(id, "")) >= SHORTEST_TEXT}
+    train_images = {digests[id] for id in train if id in digests}
+    return Overlap(
+        texts=sum(texts.get(id) in train_texts for id in test),
+        images=sum(digests.get(id) in train_images for id in test),
+    )
+
+
+def normalised(text: str) -> str:
+    """A text reduced to what a retweet of it keeps.
+
+    Compatibility forms and case are folded (NFKC, casefold); the leading `RT @name:`, URLs (every tweet's t.co link is
+    its own) and the last word where a text was cut short (…) go; white space and punctuation become single spaces.
+    Mentions, hashtags and words stay: texts that differ in one of them are different texts.
+    """
+    text = unicodedata.normalize("NFKC", text).casefold()
+    text = _URL.sub(" ", _RETWEET.sub("", text))
+    text = _CUT_WORD.sub(" ", text)
+    return _BETWEEN_WORDS.sub(" ", text).strip()

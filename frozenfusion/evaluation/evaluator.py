@@ -1,0 +1,153 @@
+"""Evaluate trained runs on one part of the data, beside the baselines, and compare them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from frozenfusion.data.pairs import Pairs
+from frozenfusion.evaluation.baselines import baselines
+from frozenfusion.evaluation.comparison import Comparison, RunResult, compare
+from frozenfusion.evaluation.config import EvaluateConfig
+from frozenfusion.evaluation.inputs import EvaluationInputs
+from frozenfusion.evaluation.predictor import Predictor
+from frozenfusion.evaluation.report.results import write_all_predictions, write_comparison
+from frozenfusion.evaluation.report.tables import comparison_text
+from frozenfusion.evaluation.runs import common_folder
+from frozenfusion.model.inference import Arithmetic, Predicted
+from frozenfusion.store.reader import FeatureStore, as_store
+from frozenfusion.utils.device import autocast_type, choose_device
+from frozenfusion.utils.errors import UsageError
+from frozenfusion.utils.progress import log
+
+DEFAULT_BASELINE = "concat"
+
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+
+class Evaluation:
+    """What came out of an evaluation: the predictions, and where there are labels the comparison.
+
+    Args:
+        inputs: runs, pairs and features.
+        predictions: by the run's name; rows as `inputs.selection.ids`.
+        predictor: for what the page asks the models later.
+    """
+
+    def __init__(self, inputs: EvaluationInputs, predictions: Mapping[str, Predicted], predictor: Predictor) -> None:
+        self.inputs, self.predictions, self.predictor = inputs, predictions, predictor
+
+    @cached_property
+    def comparison(self) -> Comparison | None:
+        """Scores and tests on the pairs that have labels; None where there is none."""
+        inputs, config = self.inputs, self.inputs.config
+        keep = inputs.scored
+        if not len(keep):
+            return None
+        train_texts, train_labels = inputs.train
+        texts = [inputs.members[place].text for place in keep.tolist()]
+        classes = len(inputs.label_names)
+        return compare(
+            inputs.labels[keep],
+            inputs.label_names,
+            self._results(),
+            baselines(train_texts, train_labels, texts, classes) if train_texts else {},
+            reference=config.baseline or self._default_baseline(),
+            resamples=config.bootstrap,
+            seed=config.seed,
+        )
+
+    def table(self) -> str:
+        """The figures as tables for a terminal; without labels, how often each class is predicted."""
+        if self.comparison:
+            return comparison_text(self.comparison, self.inputs.selection.name)
+        return "\n".join(self._counts(name, found) for name, found in self.predictions.items())
+
+    def save(self, out: str | os.PathLike[str] | None = None) -> Path:
+        """Write the results, and return the file to look at first.
+
+        The folder `out` (by default `default_folder`) holds predictions.csv, metrics.json and confusion.png of each run
+        (in a folder of its name where there are several) and report.html; for several runs comparison.md and
+        comparison.csv as well. Raises UserError where the disk says no.
+        """
+        out = self.default_folder if out is None else Path(out)
+        folders = write_all_predictions(self.inputs, self.predictions, out)
+        if self.comparison is None:
+            return next(iter(folders.values())) / "predictions.csv"
+        return write_comparison(self.inputs, self.comparison, self.predictor, folders, out)
+
+    @property
+    def default_folder(self) -> Path:
+        """evaluation/ in the run, or comparison/ beside the runs; other parts than the test part have their own."""
+        runs, part, without = self.inputs.runs, self.inputs.selection.name, self.inputs.config.without
+        kind = "" if part == "test" else f"-{part}"
+        kind += f"-without-{without}" if without else ""
+        if len(runs) == 1:
+            return runs[0].path / f"evaluation{kind}"
+        return common_folder([run.path for run in runs]) / f"comparison{kind}"
+
+    def _default_baseline(self) -> str:
+        """The first run of the default head, whose recipe stands for it where there are several."""
+        named = [run.name for run in self.inputs.runs if run.model.fusion == DEFAULT_BASELINE]
+        return named[0] if named else DEFAULT_BASELINE
+
+    def _results(self) -> list[RunResult]:
+        keep = self.inputs.scored
+        found = self.predictions
+        return [
+            RunResult(
+                name=run.name,
+                head=run.model.fusion,
+                recipe=run.folder.recipe,
+                probabilities=found[run.name].probabilities[keep],
+                without={name: of[keep] for name, of in found[run.name].without.items()},
+                parts={name: of[keep] for name, of in found[run.name].parts.items()},
+                validation=run.folder.validation(self.inputs.config.checkpoint),
+                parameters=run.folder.summary.get("trained_parameters"),
+                seconds=run.folder.summary.get("seconds_per_epoch"),
+                history=run.folder.history,
+            )
+            for run in self.inputs.runs
+        ]
+
+    def _counts(self, name: str, found: Predicted) -> str:
+        predicted = np.bincount(found.probabilities.argmax(1), minlength=len(self.inputs.label_names))
+        told = ", ".join(f"{n:,} {label}" for n, label in zip(predicted, self.inputs.label_names, strict=True))
+        return f"{name}: {len(found.probabilities):,} pairs predicted, {told}"
+
+
+def evaluate(
+    runs: Paths,
+    pairs: Pairs,
+    features: FeatureStore | str | os.PathLike[str],
+    *,
+    config: EvaluateConfig | None = None,
+) -> Evaluation:
+    """Predict a part of the pairs with every run, and compare the runs where there are labels.
+
+    Nothing is written but the cached outputs of frozen text encoders, beside the features: see `Evaluation.save`.
+
+    Args:
+        runs: run folders, sweeps' folders, what `train` returned; or one of them.
+        pairs: what `load_pairs` returned.
+        features: the feature file of the pairs' images, or what `extract` returned.
+        config: which part, which parameters, how to compare.
+
+    Raises:
+        UserError: a run, the pairs or the features do not serve.
+    """
+    config = config or EvaluateConfig()
+    device = choose_device(config.device)
+    arithmetic = Arithmetic(device, autocast_type(config.precision, device), config.batch_size)
+    paths = [runs] if isinstance(runs, str | os.PathLike) else list(runs)
+    inputs = EvaluationInputs(paths, pairs, as_store(features), config)
+    if config.baseline is not None and len(inputs.runs) == 1:
+        raise UsageError(f"`baseline={config.baseline}` means nothing to one run: give several, or leave it out")
+    for note in inputs.notes:
+        log.warning(note)
+    predictor = Predictor(inputs, arithmetic)
+    return Evaluation(inputs, {run.name: predicted for run, predicted in predictor.predictions()}, predictor)

@@ -1,0 +1,102 @@
+"""All that an evaluation reads, checked before anything is computed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from frozenfusion.data.pairs import Pair, Pairs
+from frozenfusion.data.splits import Overlap, overlap_between
+from frozenfusion.evaluation.config import EvaluateConfig
+from frozenfusion.evaluation.runs import Run, find_runs
+from frozenfusion.evaluation.selection import labels_of, select_pairs
+from frozenfusion.store.reader import FeatureStore
+from frozenfusion.store.status import OK
+from frozenfusion.utils.errors import UserError
+
+
+class EvaluationInputs:
+    """Runs, pairs, the selection of them that is evaluated, and the feature file; n pairs in the selection.
+
+    runs: finished runs of the same classes and split; pairs: all of the data; selection: what is evaluated, by id;
+    members: the same as pairs; labels (n,) in the runs' order of classes, -1 where there is none. Raises UserError
+    where they do not serve together.
+    """
+
+    def __init__(
+        self,
+        runs: Sequence[str | os.PathLike[str]],
+        pairs: Pairs,
+        store: FeatureStore,
+        config: EvaluateConfig,
+    ) -> None:
+        self.config, self.pairs, self.store = config, pairs, store
+        self.runs = find_runs(runs, config.checkpoint)
+        self.label_names = self.runs[0].model.label_names
+        for run in self.runs:
+            self._check(run)
+        self.selection = select_pairs(pairs, self.runs, config.split)
+        self.labels: NDArray[np.int64] = labels_of(pairs, self.selection.ids, self.label_names)
+        self.members: list[Pair] = pairs.select(self.selection.ids)
+
+    def _check(self, run: Run) -> None:
+        if run.model.label_names != self.label_names:
+            told = " and ".join(f"{', '.join(each.model.label_names)} ({each.path})" for each in (self.runs[0], run))
+            raise UserError(f"the runs have different classes, {told}: evaluate them one by one")
+        if run.model.reads_image:
+            changes = self.store.differences(run.model.image_fingerprint)
+            if changes:
+                raise UserError(
+                    f"{run.path} was trained on other image features than {self.store.path} holds ({changes}):"
+                    " give the `features` that it was trained on, or make some in the same way"
+                )
+
+    @property
+    def scored(self) -> NDArray[np.int64]:
+        """Positions in the part of the pairs that have a label."""
+        return np.flatnonzero(self.labels >= 0)
+
+    @cached_property
+    def train(self) -> tuple[list[str], NDArray[np.int64]]:
+        """Texts and labels of the train part, as far as it is in this data; nothing for new data."""
+        if self.selection.name == "new":
+            return [], np.zeros(0, dtype=np.int64)
+        here = set(self.pairs.ids)
+        ids = [id for id in self.runs[0].folder.split.train if id in here]
+        labels = labels_of(self.pairs, ids, self.label_names)
+        texts = [pair.text for pair in self.pairs.select(ids)]
+        return [text for text, label in zip(texts, labels, strict=True) if label >= 0], labels[labels >= 0]
+
+    @cached_property
+    def overlap(self) -> Overlap:
+        """How many texts and images of the part are in the train part too, where the two are apart."""
+        if self.selection.name not in ("test", "val"):
+            return Overlap(0, 0)
+        rows = self.store.rows(self.pairs.ids).tolist()
+        digests = {
+            id: self.store.digest[row].tobytes()
+            for id, row in zip(self.pairs.ids, rows, strict=True)
+            if row >= 0 and self.store.status[row] == OK
+        }
+        return overlap_between(self.pairs, self.runs[0].folder.split.train, self.selection.ids, digests)
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """What a reader of the figures must know, in sentences."""
+        notes, n = list(self.selection.notes), len(self.labels)
+        if 0 < len(self.scored) < n:
+            notes.append(f"{n - len(self.scored):,} of the {n:,} pairs have no label: predicted, not scored.")
+        if self.config.without:
+            notes.append(f"The {self.config.without} was withheld from the models.")
+        if len(self.scored) and not self.train[0]:
+            notes.append("No baselines: they are fitted on the run's train part, which is not in this data.")
+        if any(self.overlap):
+            notes.append(
+                f"{self.overlap.texts:,} of the {n:,} {self.selection.name} pairs have a text, and "
+                f"{self.overlap.images:,} an image, that also occurs in the train part: scores are optimistic."
+            )
+        return notes

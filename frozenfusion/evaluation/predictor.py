@@ -1,0 +1,132 @@
+"""Runs over the same pairs, with all that they share read once.
+
+Shapes: n pairs, b of a batch, r image regions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from frozenfusion.evaluation.inputs import EvaluationInputs
+from frozenfusion.evaluation.runs import Run
+from frozenfusion.model.classifier import PairClassifier, build_model
+from frozenfusion.model.dataset import PairDataset, stored_images
+from frozenfusion.model.inference import Arithmetic, Predicted, all_questions, encoded, predict
+from frozenfusion.model.run_folder import RunFolder
+from frozenfusion.model.saving import check_whole, load_weights
+from frozenfusion.store.reader import Rows
+from frozenfusion.text.cache import cached_texts
+from frozenfusion.text.tokens import TokenizedTexts, load_tokenizer, tokenize
+from frozenfusion.utils.errors import UserError
+from frozenfusion.utils.progress import Progress, log
+from frozenfusion.utils.tensors import read_metadata
+
+
+class Predictor:
+    """The runs of an evaluation over its pairs.
+
+    A text is tokenised once per tokenizer. What a frozen text encoder makes of it is cached beside the image features,
+    as in training, so that runs that share the encoder, and later evaluations, do not read it again.
+    """
+
+    def __init__(self, inputs: EvaluationInputs, arithmetic: Arithmetic) -> None:
+        self._inputs, self._arithmetic = inputs, arithmetic
+        self._encoders: dict[str, PreTrainedModel] = {}
+        self._datasets: dict[tuple[object, ...], PairDataset] = {}
+
+    def predictions(self) -> Iterator[tuple[Run, Predicted]]:
+        """What each run predicts of all pairs; see `predict`. Raises UserError."""
+        runs, withheld = self._inputs.runs, self._inputs.config.without
+        with Progress(len(runs) * len(self._inputs.members), "pairs", "evaluation") as progress:
+            for run in runs:
+                model, dataset = self._load(run)
+                questions = all_questions(model, withheld)
+                try:
+                    predicted = predict(model, dataset, self._arithmetic, questions=questions, progress=progress)
+                except torch.OutOfMemoryError as error:
+                    raise UserError(
+                        f"{self._arithmetic.device} has too little memory for "
+                        f"`batch_size={self._arithmetic.batch_size}`: choose a smaller one"
+                    ) from error
+                if not np.isfinite(predicted.probabilities).all():
+                    raise UserError(f"{run.path}: its predictions are not numbers: train it again")
+                yield run, predicted
+
+    def attention(self, run: Run, rows: Rows) -> NDArray[np.float32] | None:
+        """How much a run looks at each image region of some pairs (b, r); None where its head has no such attention."""
+        model, dataset = self._load(run)
+        batch = dataset.batch(rows)
+        with torch.inference_mode(), self._arithmetic.context():
+            output = model.outputs(encoded(model, batch), batch.image, batch.present, attention=True)
+        maps = output.parts.get("attention")
+        return None if maps is None or maps.shape[1] < 2 else maps.float().cpu().numpy()
+
+    def _load(self, run: Run) -> tuple[PairClassifier, PairDataset]:
+        """The run's model, and the pairs as it reads them."""
+        check_whole(run.folder)
+        checkpoint, shared = self._inputs.config.checkpoint, _frozen_encoder(run.folder)
+        if shared in self._encoders:
+            model = build_model(run.model, self._encoders[shared], seed=0).eval()
+            load_weights(model, run.folder.weights(checkpoint))
+        else:
+            model = PairClassifier.from_pretrained(run.path, checkpoint=checkpoint)
+            if shared is not None and model.text_encoder is not None:
+                self._encoders[shared] = model.text_encoder
+        model.to(self._arithmetic.device)
+        return model, self._dataset(run) if shared is None else self._cached(run, model, shared)
+
+    def _dataset(self, run: Run) -> PairDataset:
+        """The pairs with texts as the run's tokenizer cuts them."""
+        key = (run.model.max_length, _digest(run.folder.tokenizer))
+        if key not in self._datasets:
+            inputs, device = self._inputs, self._arithmetic.device
+            texts = [pair.text for pair in inputs.members]
+            tokens = tokenize(load_tokenizer(run.folder.tokenizer), texts, run.model.max_length)
+            images = stored_images(inputs.store, inputs.members, inputs.pairs.path, device=device)
+            self._datasets[key] = PairDataset(inputs.members, images, tokens, device=device)
+        return self._datasets[key]
+
+    def _cached(self, run: Run, model: PairClassifier, encoder: str) -> PairDataset:
+        """The pairs with texts as the run's frozen encoder understands them; where they cannot be kept, as tokens."""
+        plain = self._dataset(run)
+        key = (encoder, id(plain), model.head.needs_tokens)
+        if key not in self._datasets:
+            try:
+                texts = cached_texts(
+                    self._encoders[encoder],
+                    cast(TokenizedTexts, plain.texts),
+                    plain.ids,
+                    self._inputs.store.path,
+                    tokens=model.head.needs_tokens,
+                    device=self._arithmetic.device,
+                    autocast=self._arithmetic.autocast,
+                )
+                self._datasets[key] = plain.with_texts(texts)
+            except UserError as error:
+                log.warning("text features are not kept, each run reads the texts anew: %s", error)
+                self._datasets[key] = plain
+        return self._datasets[key]
+
+
+def _frozen_encoder(run: RunFolder) -> str | None:
+    """What names a run's frozen text encoder: equal names, equal encoders. None where it has none."""
+    if not run.model_config.freeze_text or not run.model_config.reads_text:
+        return None
+    weights = read_metadata(run.frozen_encoder).get("digest")
+    return f"{weights} {_digest(run.text_encoder, '.json')}" if weights else str(run.path)  # loading says what is wrong
+
+
+def _digest(folder: Path, suffix: str = "") -> str:
+    """Digest of the files of a folder whose names end so."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(path for path in folder.iterdir() if path.is_file() and path.name.endswith(suffix)):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()

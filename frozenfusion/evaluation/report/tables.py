@@ -1,0 +1,217 @@
+"""Figures as people read them (text, Markdown, sentences) and as programs do (CSV)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from frozenfusion.evaluation.comparison import FIGURES, Comparison, Estimate, HeadResult, PairedTest
+from frozenfusion.utils.tables import Cells, as_markdown, as_text, escape_markdown, spreadsheet_safe, to_csv
+
+
+def percent(value: float | None) -> str:
+    """A share as a percentage without its sign: 81.3, or – where there is none."""
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def points(value: float) -> str:
+    """A difference of shares in percentage points: +2.1."""
+    return f"{100 * value:+.1f}".replace("-", "−")  # a minus sign, as wide as the plus
+
+
+def p_value(value: float) -> str:
+    """A p-value as papers print it."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def score(figure: Estimate) -> str:
+    """A score with its deviation over seeds and its interval: 81.3 ± 0.4 (78.9–83.6)."""
+    deviation = "" if figure.sd is None else f" ± {percent(figure.sd)}"
+    return f"{percent(figure.mean)}{deviation} ({percent(figure.low)}–{percent(figure.high)})"
+
+
+def difference(figure: Estimate) -> str:
+    """A difference with its interval: +2.1 (+0.4 to +3.8)."""
+    return f"{points(figure.mean)} ({points(figure.low)} to {points(figure.high)})"
+
+
+def count(value: int | None) -> str:
+    """A whole number with its thousands apart, or – where there is none."""
+    return "–" if value is None else f"{value:,}"
+
+
+def seconds(value: float | None) -> str:
+    """A short time in seconds, with more digits the shorter it is."""
+    return "–" if value is None else f"{value:.3g}" if value < 100 else f"{value:,.0f}"
+
+
+def score_table(comparison: Comparison) -> Cells:
+    """The comparison's rows: scores, and what they cost."""
+    header = ["", "accuracy %", "macro F1 %", "weighted F1 %", "validation %", "parameters", "s/epoch"]
+    return [header, *(_score_cells(row) for row in comparison.rows)]
+
+
+def _score_cells(row: HeadResult) -> list[str]:
+    figures = [score(row.figures[name]) for name in FIGURES]
+    if not row.runs:
+        return [row.name, *figures, "", "", ""]
+    name = row.name if len(row.runs) == 1 else f"{row.name}, {len(row.runs)} seeds"
+    return [name, *figures, percent(row.validation), count(row.parameters), seconds(row.seconds)]
+
+
+def test_table(tests: Sequence[PairedTest]) -> Cells:
+    """The paired tests, one per row."""
+    header = ["", "accuracy, points", "macro F1, points", "only one right", "p (McNemar)", "p (bootstrap)"]
+    return [header, *(_test_cells(test) for test in tests)]
+
+
+def _test_cells(test: PairedTest) -> list[str]:
+    return [
+        f"{test.head} − {test.other}",
+        difference(test.accuracy),
+        difference(test.macro_f1),
+        f"{test.only_head} : {test.only_other}",
+        p_value(test.p_mcnemar),
+        p_value(test.p_bootstrap),
+    ]
+
+
+def class_table(row: HeadResult, label_names: Sequence[str]) -> Cells:
+    """Precision, recall and F1 of each class."""
+    found, seeds = row.scores, max(1, len(row.runs))
+    columns = zip(label_names, found.precision, found.recall, found.f1, found.support, strict=True)
+    return [
+        ["class", "precision %", "recall %", "F1 %", "pairs"],
+        *([name, percent(p), percent(r), percent(f), count(round(n / seeds))] for name, p, r, f, n in columns),
+    ]
+
+
+def confusion_table(row: HeadResult, label_names: Sequence[str]) -> Cells:
+    """The confusion matrix; over several seeds their sum."""
+    cells = [[name, *map(count, line)] for name, line in zip(label_names, row.confusion.tolist(), strict=True)]
+    return [["label \\ predicted", *label_names], *cells]
+
+
+def conclusions(comparison: Comparison, part: str) -> list[str]:
+    """What the figures of a part ("test", "val", …) say and do not say, in sentences."""
+    said = []
+    if comparison.chosen:
+        chosen = comparison.row(comparison.chosen)
+        said.append(
+            f"Chosen by the validation part alone: {chosen.name} ({percent(chosen.validation)} % there). "
+            f"Accuracy on {part_name(part)}: {score(chosen.figures['accuracy'])} %."
+        )
+        if part == "test":
+            said.append(
+                "The test part had no say in this choice; whoever tunes on by it should keep another part aside."
+            )
+    if part == "val":
+        said.append(
+            "The validation part chose each run's best epoch: so these scores are optimistic: quote the test part's."
+        )
+    if part in ("train", "all"):
+        said.append("These figures hold pairs that the models were trained on: they say nothing about new ones.")
+    return said + _findings(comparison)
+
+
+def _findings(comparison: Comparison) -> list[str]:
+    said = []
+    if comparison.tests:
+        better = [test.head for test in comparison.tests if differs(test) and test.accuracy.mean > 0]
+        worse = [test.head for test in comparison.tests if differs(test) and test.accuracy.mean < 0]
+        rest = [test.head for test in comparison.tests if not differs(test)]
+        told = [
+            *([f"{', '.join(better)} {_are(better)} better"] if better else []),
+            *([f"{', '.join(worse)} {_are(worse)} worse"] if worse else []),
+            *(
+                [f"{', '.join(rest) if len(rest) < 5 else f'the other {len(rest)}'} cannot be told apart from it"]
+                if rest
+                else []
+            ),
+        ]
+        said.append(f"Against {comparison.reference} (both paired tests below 0.05): {'; '.join(told)}.")
+    if comparison.fusion_tests:
+        gains = ", ".join(
+            f"{points(test.accuracy.mean)} points over {test.other} alone "
+            f"({'a real difference' if differs(test) else 'within chance'})"
+            for test in comparison.fusion_tests
+        )
+        said.append(f"Fusion by {comparison.chosen}: {gains}.")
+    return said
+
+
+def _are(names: Sequence[str]) -> str:
+    return "is" if len(names) == 1 else "are"
+
+
+def differs(test: PairedTest) -> bool:
+    """Whether both tests find a difference at the usual 5 %."""
+    return test.p_mcnemar < 0.05 and test.p_bootstrap < 0.05
+
+
+def part_name(part: str) -> str:
+    """A part of the data as a sentence names it."""
+    names = {"val": "the validation part", "all": "all pairs", "new": "new data"}
+    return names.get(part, f"the {part} part")
+
+
+def comparison_text(comparison: Comparison, part: str) -> str:
+    """The comparison for a terminal; of a single head its classes and its confusion matrix too."""
+    heads, names = comparison.heads, comparison.label_names
+    cells = [score_table(comparison), *(test_table(tests) for tests in _families(comparison))]
+    if len(heads) == 1:
+        cells += [class_table(heads[0], names), confusion_table(heads[0], names)]
+    blocks = [f"{part_name(part)}, {count(len(comparison.labels))} pairs (95 % intervals in brackets)"]
+    blocks += [as_text(table) for table in cells]
+    said = conclusions(comparison, part)
+    return "\n\n".join([*blocks, *(["\n".join(said)] if said else [])])
+
+
+def _families(comparison: Comparison) -> list[Sequence[PairedTest]]:
+    return [tests for tests in (comparison.tests, comparison.fusion_tests) if tests]
+
+
+def comparison_markdown(comparison: Comparison, title: str, part: str, notes: Sequence[str]) -> str:
+    """The whole comparison as a Markdown page."""
+    blocks = [f"# {escape_markdown(title)}", *map(escape_markdown, conclusions(comparison, part))]
+    if notes:
+        blocks.append("\n".join(f"- {escape_markdown(note)}" for note in notes))
+    blocks += ["Mean ± standard deviation over seeds (95 % bootstrap interval).", as_markdown(score_table(comparison))]
+    for name, tests in (
+        (f"Against {comparison.reference}", comparison.tests),
+        ("Against each modality alone", comparison.fusion_tests),
+    ):
+        if tests:
+            blocks += [f"## {escape_markdown(name)}", _corrected(tests), as_markdown(test_table(tests))]
+    for row in comparison.rows:
+        blocks += [f"## {escape_markdown(row.name)}", as_markdown(class_table(row, comparison.label_names))]
+        blocks.append(as_markdown(confusion_table(row, comparison.label_names)))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _corrected(tests: Sequence[PairedTest]) -> str:
+    number = f"{len(tests)} comparison{'s' if len(tests) > 1 else ''}"
+    return f"McNemar's exact test and a paired bootstrap on the same pairs, Holm-corrected for {number}."
+
+
+def comparison_csv(comparison: Comparison) -> str:
+    """The comparison as CSV: one line per row, shares as numbers from 0 to 1, cells empty where there is nothing."""
+    tests = {test.head: test for test in comparison.tests}
+    figures = [f"{name}{part}" for name in FIGURES for part in ("", "_sd", "_low", "_high")]
+    compared = ["difference", "difference_low", "difference_high", "p_mcnemar", "p_bootstrap"]
+    header = ["name", "head", "seeds", *figures, "reference", *compared, "validation_accuracy", "ece", "parameters"]
+    lines: list[list[object]] = [[*header, "seconds_per_epoch", "chosen"]]
+    for row in comparison.rows:
+        cells: list[object] = [spreadsheet_safe(row.name), row.head, len(row.runs)]
+        for name in FIGURES:
+            figure = row.figures[name]
+            cells += [figure.mean, figure.sd, figure.low, figure.high]
+        cells += [comparison.reference if row.name in tests else None, *_test_numbers(tests.get(row.name))]
+        cells += [row.validation, row.calibration(comparison.labels).ece, row.parameters, row.seconds]
+        lines.append([*cells, int(row.name == comparison.chosen)])
+    return to_csv(lines)
+
+
+def _test_numbers(test: PairedTest | None) -> list[float | None]:
+    if test is None:
+        return [None] * 5
+    return [test.accuracy.mean, test.accuracy.low, test.accuracy.high, test.p_mcnemar, test.p_bootstrap]

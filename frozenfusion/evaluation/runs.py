@@ -1,0 +1,83 @@
+"""Which paths are trained runs, and what tells them apart."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from frozenfusion.model.config import ModelConfig
+from frozenfusion.model.run_folder import RunFolder
+from frozenfusion.utils.errors import UserError
+from frozenfusion.utils.messages import first_few
+from frozenfusion.utils.progress import log
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run as an evaluation names it; its parameters are not loaded."""
+
+    folder: RunFolder
+    name: str  # what tells it from the runs beside it
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return self.folder.path
+
+    @property
+    def model(self) -> ModelConfig:
+        """The model's configuration."""
+        return self.folder.model_config
+
+
+def find_runs(paths: Sequence[str | os.PathLike[str]], checkpoint: str) -> list[Run]:
+    """The finished runs that `paths` are or hold (a sweep's folder holds several), each once, in the order given.
+
+    What is not a run, beside others that are, is left out and named: `runs/*` also finds tables and reports. Raises
+    UserError where a path does not exist and where no run is left.
+    """
+    folders: dict[Path, RunFolder] = {}
+    for path in map(Path, paths):
+        if not path.exists():
+            raise UserError(f"{path}: no such run folder: check the path")
+        found = _runs_in(path)
+        if not found and path.is_dir():
+            log.info("%s: not a run, left out", path)
+        for folder in found:
+            folders.setdefault(folder.path.resolve(), folder)
+    finished = [folder for folder in folders.values() if _is_finished(folder, checkpoint)]
+    if not finished:
+        told, weights = first_few([os.fspath(path) for path in paths]), RunFolder(Path()).weights(checkpoint)
+        raise UserError(f"{told}: no finished run there (config.json and {weights}): train one first")
+    return [Run(folder, name) for folder, name in zip(finished, _names(finished), strict=True)]
+
+
+def _runs_in(path: Path) -> list[RunFolder]:
+    run = RunFolder(path)
+    if run.exists:
+        return [run]
+    folders = sorted(path.iterdir()) if path.is_dir() else []
+    return [run for run in map(RunFolder, folders) if run.exists]
+
+
+def _is_finished(run: RunFolder, checkpoint: str) -> bool:
+    weights = run.weights(checkpoint)
+    if weights.is_file():
+        return True
+    log.warning("%s: has no %s yet, left out: the same training command resumes it", run.path, weights.name)
+    return False
+
+
+def _names(runs: Sequence[RunFolder]) -> list[str]:
+    """What tells the folders apart: their paths below the folder that all of them share."""
+    if len(runs) == 1:
+        return [runs[0].path.resolve().name]
+    shared = common_folder([run.path for run in runs])
+    return [run.path.resolve().relative_to(shared).as_posix() for run in runs]
+
+
+def common_folder(folders: Sequence[Path]) -> Path:
+    """The deepest folder that holds all of `folders`."""
+    return Path(os.path.commonpath([folder.resolve().parent for folder in folders]))

@@ -1,0 +1,47 @@
+"""NAME.bad.csv beside a feature file: the images that cannot be used, and why."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from frozenfusion.store.reader import FeatureStore
+from frozenfusion.store.status import OK, PENDING, STATUS_NAMES
+from frozenfusion.utils.files import write_atomically
+from frozenfusion.utils.tables import to_csv
+
+COLUMNS = ("id", "file", "status", "reason")
+
+
+def list_path(cache: Path) -> Path:
+    """Where the list of a feature file is."""
+    return cache.with_name(f"{cache.stem}.bad.csv")
+
+
+def read_list(cache: Path) -> dict[str, str]:
+    """The reasons that earlier runs gave, by id; nothing where there is no list or it is not one of ours."""
+    try:
+        with list_path(cache).open(encoding="utf-8", newline="") as file:
+            return {row["id"]: row["reason"] for row in csv.DictReader(file) if row.get("reason")}
+    except (OSError, UnicodeDecodeError, csv.Error, KeyError):
+        return {}
+
+
+def write_list(cache: Path, store: FeatureStore, files: Mapping[str, str], reasons: Mapping[str, str]) -> Path | None:
+    """Write the list of every row that is neither ok nor pending; take an old list away where there is none.
+
+    `files` and `reasons` are by id. Returns the list's path, or None. Raises UserError where the disk refuses.
+    """
+    path = list_path(cache)
+    bad = np.flatnonzero((store.status != OK) & (store.status != PENDING))
+    if not len(bad):
+        path.unlink(missing_ok=True)
+        return None
+    lines: list[tuple[str, ...]] = [COLUMNS]
+    for row, name in zip(bad, store.names(bad), strict=True):
+        lines.append((name, files.get(name, ""), STATUS_NAMES[int(store.status[row])], reasons.get(name, "")))
+    write_atomically(path, to_csv(lines))
+    return path

@@ -1,0 +1,82 @@
+"""What can be chosen in stage one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from frozenfusion.utils.checks import at_most, one_of, whole
+from frozenfusion.utils.errors import UsageError
+from frozenfusion.vision.registry import check_backbone
+
+PILLOW_PIXELS = 178_956_970  # pictures with more are refused by Pillow itself
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractConfig:
+    """How images become features; checked when it is made, raises UsageError."""
+
+    backbone: str = "efficientnet-b7"
+    """frozen image network: efficientnet-b0 to b7, or one that was registered (docs/backbones.md)"""
+
+    weights: str = "imagenet"
+    """imagenet, a state dict (.pth, .safetensors), or random (only for trying things)"""
+
+    pool: Literal["avg", "none"] = "avg"
+    """avg stores one vector per image, none its grid of region vectors"""
+
+    image_size: int = 224
+    """side in pixels that images are resized to"""
+
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    """arithmetic of the network; bf16 and fp16 are faster where the hardware has them"""
+
+    dtype: Literal["float32", "float16"] = "float32"
+    """type of the stored numbers"""
+
+    jpeg_draft: bool = False
+    """decode JPEGs of several megapixels at a fraction of their size: faster, and the features differ by a trifle"""
+
+    max_pixels: int = 100_000_000
+    """images with more pixels than this are refused before they are decoded"""
+
+    batch_size: int | None = None
+    """images per forward pass; by default up to 4 for each thread of a CPU, 128 on a GPU"""
+
+    workers: int | None = None
+    """threads that decode images ahead of the network; by default chosen from the number of cores"""
+
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, …"""
+
+    runtime: Literal["auto", "eager", "compile", "openvino"] = "auto"
+    """how the network is run; auto weighs what compiling costs against the images left"""
+
+    resume: Literal["auto", "always", "never"] = "auto"
+    """auto resumes what is there, always fails if there is nothing, never refuses to overwrite"""
+
+    rebuild: bool = False
+    """make the feature file anew beside the old one, then replace it"""
+
+    retry_failed: bool = False
+    """try the images again that could not be read"""
+
+    strict: bool = False
+    """fail if any image cannot be used"""
+
+    def __post_init__(self) -> None:
+        check_backbone(self.backbone)
+        for name in ("pool", "precision", "dtype", "runtime", "resume"):
+            one_of(self, name)
+        whole("image_size", self.image_size, 32)
+        at_most("image_size", self.image_size, 1024)
+        whole("max_pixels", self.max_pixels, 1)
+        at_most("max_pixels", self.max_pixels, PILLOW_PIXELS)
+        if self.batch_size is not None:
+            whole("batch_size", self.batch_size, 1)
+        if self.workers is not None:
+            whole("workers", self.workers, 1)
+        if self.rebuild and self.resume == "never":
+            raise UsageError(
+                "`rebuild=True` replaces a feature file and `resume=never` forbids it: give one of the two"
+            )

@@ -1,0 +1,187 @@
+"""Stage one: every image through the frozen network once, its features into the store."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from frozenfusion.data.images import BadImage, file_digest, read_image_file
+from frozenfusion.data.pairs import Pairs
+from frozenfusion.extraction import bad_images
+from frozenfusion.extraction.config import ExtractConfig
+from frozenfusion.extraction.loop import NO_FILE, ExtractionLoop, Task, Timing, file_stat
+from frozenfusion.store.reader import FeatureStore
+from frozenfusion.store.status import OK, PENDING, STATUS_NAMES
+from frozenfusion.store.writer import StoreWriter
+from frozenfusion.utils.device import choose_device
+from frozenfusion.utils.errors import UserError
+from frozenfusion.utils.progress import log
+from frozenfusion.vision.backbone import Backbone, build_backbone
+
+
+@dataclass
+class ExtractSummary:
+    """What stage one found and did; `counts` are the statuses of this data's images."""
+
+    pairs: Pairs
+    cache: Path
+    counts: dict[str, int]
+    timing: Timing = field(default_factory=Timing)
+    bad_list: Path | None = None
+
+    def __str__(self) -> str:
+        if self.timing.images:
+            done = str(self.timing)
+        elif self.bad_list is None:
+            done = "nothing to compute: every image is in the cache already"
+        else:
+            done = "nothing to compute; `retry_failed=True` tries the images again that cannot be used"
+        images = ", ".join(f"{count:,} {name}" for name, count in self.counts.items() if count or name == "ok")
+        lines = [f"pairs   {self.pairs.summary()}", f"images  {images}", f"work    {done}", f"cache   {self.cache}"]
+        if self.bad_list is not None:
+            lines.append(f"listed  {self.bad_list}: the images that cannot be used, and why")
+        return "\n".join(lines)
+
+
+def extract(
+    pairs: Pairs,
+    cache: str | os.PathLike[str],
+    *,
+    backbone: str | None = None,
+    weights: str | None = None,
+    config: ExtractConfig | None = None,
+) -> FeatureStore:
+    """The features of the pairs' images, in the feature file `cache`; what is there already is not computed again.
+
+    A bad image gets a status and a line in NAME.bad.csv, and the rest goes on.
+
+    Args:
+        pairs: what `load_pairs` returned.
+        cache: the feature file to make, to resume, or to bring up to date.
+        backbone, weights: as in the config, in place of what it says.
+        config: everything else.
+
+    Raises:
+        UserError: the weights, the feature file or the disk do not allow it; with `strict`, an image cannot be used.
+    """
+    config = config or ExtractConfig()
+    config = dataclasses.replace(
+        config,
+        backbone=config.backbone if backbone is None else backbone,
+        weights=config.weights if weights is None else weights,
+    )
+    return FeatureStore(update_features(pairs, cache, config).cache)
+
+
+def update_features(pairs: Pairs, cache: str | os.PathLike[str], config: ExtractConfig) -> ExtractSummary:
+    """What `extract` does, and what it found and did."""
+    cache = Path(cache)
+    choose_device(config.device)  # a wrong one is told before anything is written
+    backbone = build_backbone(
+        config.backbone,
+        config.weights,
+        pool=config.pool,
+        image_size=config.image_size,
+        precision=config.precision,
+        dtype=config.dtype,
+        jpeg_draft=config.jpeg_draft,
+    )
+    with _open_store(pairs, cache, config, backbone) as writer:
+        rows = writer.store.rows(pairs.ids)
+        reasons = bad_images.read_list(cache)
+        every = [Task(int(row), pair.image) for row, pair in zip(rows, pairs, strict=True)]
+        tasks = _plan(writer, every, config, reasons)
+        timing = Timing()
+        try:
+            if tasks:
+                timing = ExtractionLoop(writer, backbone, config, reasons).run(tasks)
+            if config.rebuild:
+                writer.publish()
+        finally:
+            files = {name: pair.image.as_posix() for name, pair in zip(pairs.ids, pairs, strict=True)}
+            bad_list = bad_images.write_list(cache, writer.store, files, reasons)
+        statuses = np.bincount(writer.store.status[rows], minlength=len(STATUS_NAMES))
+    counts = {name: int(statuses[status]) for status, name in STATUS_NAMES.items()}
+    summary = ExtractSummary(pairs, cache, counts, timing, bad_list)
+    if config.strict and counts["ok"] < len(pairs):
+        log.info(str(summary))
+        raise UserError(
+            f"{cache}: {len(pairs) - counts['ok']:,} of {len(pairs):,} images cannot be used, as {bad_list} lists: "
+            "mend them and run again with `retry_failed=True`, or leave out `strict=True`"
+        )
+    return summary
+
+
+def _open_store(pairs: Pairs, path: Path, config: ExtractConfig, backbone: Backbone) -> StoreWriter:
+    there = os.path.lexists(path)
+    if there and config.resume == "never":
+        raise UserError(f"{path}: is there already, and `resume=never` does not touch it: choose another `cache`")
+    if not there and config.resume == "always":
+        raise UserError(f"{path}: there is nothing to resume: check `cache`, or leave out `resume=always`")
+    if there and not config.rebuild:
+        return StoreWriter.extend(path, pairs.ids, backbone.fingerprint)
+    make = StoreWriter.rebuild if config.rebuild else StoreWriter.create
+    about = {"weights": config.weights, **_versions()}
+    return make(path, pairs.ids, backbone.feature_shape, config.dtype, backbone.fingerprint, about)
+
+
+def _versions() -> dict[str, str]:
+    """What made the features, for people who ask later; not a part of the fingerprint."""
+    from importlib.metadata import version
+
+    packages = ("torch", "efficientnet_pytorch", "pillow", "numpy", "h5py")
+    return {f"{name}_version": version(name) for name in packages}
+
+
+def _plan(writer: StoreWriter, tasks: list[Task], config: ExtractConfig, reasons: Mapping[str, str]) -> list[Task]:
+    """The tasks whose rows are pending, after rows whose files changed have gone back to pending.
+
+    A file of the size and mtime that the store remembers is taken as unchanged; any other is compared by its digest.
+    An image that was deleted after its features were computed keeps them; a bad one is tried again if a kill lost the
+    reason why it is bad.
+    """
+    status, remembered = writer.store.status, writer.store.stat
+    suspects, again = [], []
+    for task in tasks:
+        if status[task.row] == PENDING:
+            continue
+        now = file_stat(task.path)
+        if status[task.row] == OK:
+            if now not in (NO_FILE, tuple(remembered[task.row])):
+                suspects.append(task)
+        elif (
+            config.retry_failed
+            or now != tuple(remembered[task.row])
+            or writer.store.names([task.row])[0] not in reasons
+        ):
+            again.append(task.row)
+    changed = _changed(writer, suspects)
+    if changed:
+        log.info(f"{len(changed):,} images have changed since their features were computed: computing them again")
+    if again or changed:
+        writer.reset(again + changed)
+    return [task for task in tasks if status[task.row] == PENDING]
+
+
+def _changed(writer: StoreWriter, suspects: list[Task]) -> list[int]:
+    """The rows among `suspects` whose file has other bytes; the others get their new size and mtime."""
+    changed, same, stats = [], [], []
+    for task in suspects:
+        stat = file_stat(task.path)
+        try:
+            digest = file_digest(read_image_file(task.path))
+        except BadImage:
+            digest = b""
+        if digest == writer.store.digest[task.row].tobytes():
+            same.append(task.row)
+            stats.append(stat)
+        else:
+            changed.append(task.row)
+    if same:
+        writer.set_stat(same, stats)
+    return changed

@@ -1,0 +1,105 @@
+"""What a model is: all that shapes it, as a run's config.json holds it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from frozenfusion.fusion.base import HEADS, FusionHead
+from frozenfusion.fusion.registry import check_options, head_class, source_of, unsupported_reason
+from frozenfusion.utils.errors import UserError
+
+DEFAULT_WIDTH = 768  # of a model without a text encoder: the reference's
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """All that shapes a PairClassifier; checked when it is made.
+
+    Args:
+        fusion: name of the fusion head; `head` is its class, looked up once.
+        label_names: the classes, in the order of the logits.
+        fusion_options: the head's own.
+        text_encoder, text_weights, freeze_text, max_length: as TrainConfig has them.
+        image_width: numbers of a cached image vector.
+        image_regions: regions of a cached image, 0 on pooled features.
+        image_dropout, modality_dropout: as TrainConfig has them.
+        width: of text and image feature in the head; None is the head's own or else the text encoder's, so that only
+            the image is projected.
+        image_fingerprint: of the features that the model was trained on.
+        image_weights: where the weights of their image network came from: imagenet, random, or a file.
+        head_source: where the head's class comes from, nothing for those that are built in.
+
+    Raises:
+        UserError: an unknown head, options that it does not take, features that cannot serve it.
+    """
+
+    fusion: str
+    label_names: tuple[str, ...]
+    fusion_options: dict[str, Any] = field(default_factory=dict)
+    text_encoder: str = "albert-base-v2"
+    text_weights: str = "pretrained"
+    freeze_text: bool = False
+    max_length: int = 128
+    image_width: int = 2560
+    image_regions: int = 0
+    image_dropout: float = 0.5
+    width: int | None = None
+    modality_dropout: float = 0.0
+    image_fingerprint: dict[str, Any] = field(default_factory=dict)
+    image_weights: str = ""
+    head_source: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_options(self.head, self.fusion_options)
+        reason = unsupported_reason(self.head, regions=self.image_regions)
+        if reason:
+            raise UserError(reason)
+        object.__setattr__(self, "head_source", source_of(self.head))
+
+    @cached_property
+    def head(self) -> type[FusionHead]:
+        """The class of the fusion head."""
+        if self.head_source and HEADS.get(self.fusion) is None:
+            raise UserError(_where_from(self.fusion, self.head_source))
+        return head_class(self.fusion)
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(self.label_names)
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the head looks at the text."""
+        return "text" in self.head.uses
+
+    @property
+    def reads_image(self) -> bool:
+        """Whether the head looks at the image."""
+        return "image" in self.head.uses
+
+    def to_json(self) -> dict[str, Any]:
+        """The configuration as JSON holds it."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Any) -> ModelConfig:
+        """The configuration that JSON holds. Raises ValueError for anything that is not one, and UserError."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(values, dict) or not {"fusion", "label_names"} <= values.keys() <= names:
+            raise ValueError("not the description of a model that this program can build")
+        return cls(**{**values, "label_names": tuple(values["label_names"])})
+
+
+def _where_from(name: str, source: Mapping[str, str]) -> str:
+    """What to import for a head that is not registered here; nothing that a run names is imported by itself."""
+    told, module, file = f"class {source.get('class')}", source.get("module"), source.get("file")
+    what = file if file and file.endswith(".py") else module
+    return (
+        f"the fusion head {name!r} is not registered here: it was the {told} of {file or module}: "
+        f"import that before, or give `import={what}`"
+    )

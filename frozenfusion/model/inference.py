@@ -1,0 +1,198 @@
+"""Predicting: every pair once, in batches of like length, in the order of the pairs whatever the order of batches.
+
+Shapes: n pairs, b of a batch, c classes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from frozenfusion.data.pairs import Pair
+from frozenfusion.fusion.base import MODALITIES
+from frozenfusion.model.dataset import Batch, Images, PairDataset, stored_images
+from frozenfusion.model.network import PairNetwork
+from frozenfusion.model.raw import AnyImage, NoImages, RawImages, backbone_of
+from frozenfusion.store.reader import FeatureStore, as_store
+from frozenfusion.text.batching import batches_in_order_of_length
+from frozenfusion.text.encoder import TextFeatures
+from frozenfusion.text.tokens import tokenize
+from frozenfusion.utils.device import autocast_type
+from frozenfusion.utils.errors import UserError
+from frozenfusion.utils.progress import Progress
+
+Floats = NDArray[np.float64]
+
+
+class Arithmetic(NamedTuple):
+    """Where, in what and in how large batches to compute; `autocast` None is float32."""
+
+    device: torch.device
+    autocast: torch.dtype | None
+    batch_size: int
+
+    def context(self) -> torch.autocast:
+        """The arithmetic as a context."""
+        return torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None)
+
+
+@dataclass(frozen=True, eq=False)
+class Predicted:
+    """Probabilities (n, c) of one model."""
+
+    probabilities: Floats
+    without: Mapping[str, Floats]  # with "text", and with "image", withheld
+    parts: Mapping[str, Floats]  # of the classifiers that see one modality, in heads that have them
+
+
+def predict_proba(
+    model: PairNetwork,
+    pairs: Sequence[Pair] | None,
+    features: FeatureStore | str | os.PathLike[str] | None,
+    *,
+    texts: Sequence[str | None] | None,
+    images: Sequence[AnyImage | None] | None,
+    batch_size: int,
+    precision: str,
+) -> Floats:
+    """What PairClassifier.predict_proba says."""
+    if (pairs is None) == (texts is None and images is None):
+        raise ValueError("give pairs, or texts and images")
+    if pairs is not None and isinstance(pairs, Pair):
+        raise ValueError("give a list of pairs, as in pairs[:1]")
+    if model.tokenizer is None:
+        raise ValueError("the model was built without a tokenizer: give it one, or load it with from_pretrained")
+    device = next(model.parameters()).device
+    if pairs is None:
+        pairs, images = _as_pairs(texts, images)
+    elif features is None:
+        images = [pair.image for pair in pairs]
+    if not len(pairs):
+        return np.zeros((0, model.config.classes))
+    store = None if features is None else as_store(features)
+    if store is not None and model.config.reads_image:
+        changes = store.differences(model.config.image_fingerprint)
+        if changes:
+            raise UserError(
+                f"{store.path}: holds other image features than the model was trained on ({changes}): give those, or "
+                "extract them in the same way"
+            )
+    found = _images(model, pairs, images, store, device)
+    tokens = tokenize(model.tokenizer, [pair.text for pair in pairs], model.config.max_length)
+    arithmetic = Arithmetic(device, autocast_type(precision, device), batch_size)
+    training = model.training
+    try:
+        dataset = PairDataset(pairs, found, tokens, device=device)
+        return predict(model.eval(), dataset, arithmetic, questions={"all": None}).probabilities
+    finally:
+        model.train(training)
+
+
+def _as_pairs(
+    texts: Sequence[str | None] | None, images: Sequence[AnyImage | None] | None
+) -> tuple[list[Pair], Sequence[AnyImage | None]]:
+    """Raw texts and images as pairs, and the images apart, since they need not be files."""
+    count = len(texts) if texts is not None else len(images or ())
+    if images is not None and len(images) != count:
+        raise ValueError(f"{count} texts and {len(images)} images: give as many of one as of the other")
+    written = [None] * count if texts is None else texts
+    nowhere = Path()
+    pairs = [Pair(str(place), (text or "").strip(), nowhere, None, None) for place, text in enumerate(written)]
+    return pairs, [None] * count if images is None else images
+
+
+def _images(
+    model: PairNetwork,
+    pairs: Sequence[Pair],
+    images: Sequence[AnyImage | None] | None,
+    store: FeatureStore | None,
+    device: torch.device,
+) -> Images:
+    config = model.config
+    shape = (config.image_regions, config.image_width) if config.image_regions else (config.image_width,)
+    if not config.reads_image:
+        return NoImages(len(pairs), shape, device)
+    if store is not None:
+        return stored_images(store, pairs, "DATA", device=device, pooled=not model.head.takes_regions)
+    if all(image is None for image in images or ()):
+        return NoImages(len(pairs), shape, device)
+    weights = model.image_weights or config.image_weights or "imagenet"
+    return RawImages(images or (), backbone_of(config.image_fingerprint, weights), device)
+
+
+@torch.inference_mode()
+def predict(
+    model: PairNetwork,
+    dataset: PairDataset,
+    arithmetic: Arithmetic,
+    *,
+    questions: Mapping[str, str | None] | None = None,
+    progress: Progress | None = None,
+) -> Predicted:
+    """What a model predicts of every pair.
+
+    `questions` are the passes through the head, by default `all_questions`; texts are encoded once for all of them.
+    """
+    questions = all_questions(model) if questions is None else questions
+    logits: dict[str, Tensor] = {}
+    for rows in batches_in_order_of_length(dataset.lengths, arithmetic.batch_size):
+        batch = dataset.batch(rows)
+        places = torch.from_numpy(rows).to(arithmetic.device)
+        with arithmetic.context():
+            answers = _answers(model, encoded(model, batch), batch, questions)
+        for name, values in answers.items():
+            logits.setdefault(name, values.new_empty(len(dataset), values.shape[1]))[places] = values
+        if progress:
+            progress.update(len(rows))
+    return _predicted(logits)
+
+
+def all_questions(model: PairNetwork, withheld: str | None = None) -> dict[str, str | None]:
+    """The passes through the head: their names, and which modality each hides.
+
+    `withheld` hides "text" or "image". Without it, a model that uses both is also asked without each.
+    """
+    if withheld or not model.head.uses.issuperset(MODALITIES):
+        return {"all": withheld}
+    return {"all": None, **{f"without {name}": name for name in MODALITIES}}
+
+
+def encoded(model: PairNetwork, batch: Batch) -> TextFeatures | None:
+    """The texts of a batch as the model's encoder understands them; None where it reads no text."""
+    if model.text_encoder is None:
+        return None
+    return batch.text if isinstance(batch.text, TextFeatures) else model.encode_text(**batch.text)
+
+
+def _answers(
+    model: PairNetwork, text: TextFeatures | None, batch: Batch, hidden: Mapping[str, str | None]
+) -> dict[str, Tensor]:
+    """Logits (b, c) by name: of each pass, and of the parts of the full one."""
+    answers = {}
+    for name, modality in hidden.items():
+        present = batch.present
+        if modality is not None:
+            present = present.clone()
+            present[:, MODALITIES.index(modality)] = False
+        output = model.outputs(text, batch.image, present)
+        answers[name] = output.logits
+        if name == "all":
+            answers |= {f"part {part}": output.parts[part] for part in MODALITIES if part in output.parts}
+    return answers
+
+
+def _predicted(logits: Mapping[str, Tensor]) -> Predicted:
+    probabilities = {name: of.double().softmax(dim=1).cpu().numpy() for name, of in logits.items()}
+    return Predicted(
+        probabilities=probabilities["all"],
+        without={m: probabilities[f"without {m}"] for m in MODALITIES if f"without {m}" in probabilities},
+        parts={m: probabilities[f"part {m}"] for m in MODALITIES if f"part {m}" in probabilities},
+    )

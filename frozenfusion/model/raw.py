@@ -1,0 +1,115 @@
+"""Images that have no cached features: decoded, and run through the network that the model was trained with.
+
+Shapes: n images, b of a batch, D or (r, D) of their features.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from frozenfusion.data.images import BadImage, decode_image, quiet_pillow, read_image_file, square
+from frozenfusion.store.reader import Rows
+from frozenfusion.utils.errors import UserError
+from frozenfusion.utils.progress import log
+from frozenfusion.vision.backbone import JPEG_DRAFT, Backbone, build_backbone
+
+AnyImage = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
+
+DECODED_AHEAD = 4  # batches
+
+
+class RawImages:
+    """Features of images, in the place of a feature file's rows; those that cannot be used are not `present`."""
+
+    def __init__(self, images: Sequence[AnyImage | None], backbone: Backbone, device: torch.device) -> None:
+        self.present = np.zeros(len(images), dtype=bool)
+        features = np.zeros((len(images), *backbone.feature_shape), dtype=np.float32)
+        runner = backbone.prepare(str(device), "eager")
+        reasons = []
+        with quiet_pillow(), ThreadPoolExecutor(min(16, os.cpu_count() or 1), "decode") as pool:
+            rest = iter(enumerate(images))
+            while part := list(islice(rest, DECODED_AHEAD * runner.batch_size)):
+                decoded = list(pool.map(lambda item: _decoded(item[1], backbone), part))
+                reasons += [str(found) for found in decoded if isinstance(found, BadImage)]
+                usable = [(row, found) for (row, _), found in zip(part, decoded, strict=True) if _is_array(found)]
+                for rows, pixels in _batches(usable, runner.batch_size):
+                    features[rows] = backbone(pixels)
+                    self.present[rows] = True
+        if reasons:
+            log.warning("%s images cannot be used: the first is %s", f"{len(reasons):,}", reasons[0])
+        self._features = torch.from_numpy(features).to(device)
+
+    def __getitem__(self, places: Rows) -> Tensor:
+        return self._features[torch.from_numpy(places).to(self._features.device)]
+
+
+class NoImages:
+    """Pairs without images."""
+
+    def __init__(self, count: int, shape: tuple[int, ...], device: torch.device) -> None:
+        self.present = np.zeros(count, dtype=bool)
+        self._nothing = torch.zeros(shape, device=device)
+
+    def __getitem__(self, places: Rows) -> Tensor:
+        return self._nothing.expand(len(places), *self._nothing.shape)
+
+
+def backbone_of(fingerprint: Mapping[str, Any], weights: str) -> Backbone:
+    """The network that made features of a fingerprint, with `weights` from there. Raises UserError."""
+    try:
+        name, drafted = fingerprint["backbone"], str(fingerprint["resampling"]).endswith(JPEG_DRAFT)
+        given = {"precision": fingerprint["precision"], "dtype": fingerprint["dtype"], "jpeg_draft": drafted}
+        backbone = build_backbone(
+            name, weights, pool=fingerprint["pooling"], image_size=fingerprint["image_size"], **given
+        )
+    except KeyError as error:
+        raise UserError(
+            f"the model does not say what its image features were made with (no {error}): give `features`"
+        ) from error
+    except UserError as error:
+        raise UserError(
+            f"to classify images without their features, the image network of the model is needed: {error}; its weights"
+            f" can be named with `image_weights`, or give `features`"
+        ) from error
+    for part, wanted in fingerprint.items():
+        if backbone.fingerprint.get(part) != wanted:
+            raise UserError(
+                f"{name} with weights {weights} is not the network that the model was trained with ({part} is"
+                f" {backbone.fingerprint.get(part)}, not {wanted}): name its weights with `image_weights`"
+            )
+    return backbone
+
+
+def _decoded(image: AnyImage | None, backbone: Backbone) -> NDArray[np.uint8] | BadImage | None:
+    if image is None:
+        return None
+    size = backbone.image_size
+    try:
+        if isinstance(image, Image.Image):
+            return square(image, size)
+        if isinstance(image, np.ndarray):
+            return square(Image.fromarray(image), size)
+        data = image if isinstance(image, bytes) else read_image_file(image)
+        return decode_image(data, size, draft=backbone.jpeg_draft)
+    except BadImage as error:
+        return error
+
+
+def _is_array(found: object) -> bool:
+    return isinstance(found, np.ndarray)
+
+
+def _batches(usable: Sequence[tuple[int, Any]], size: int) -> Iterator[tuple[list[int], NDArray[np.uint8]]]:
+    for first in range(0, len(usable), size):
+        part = usable[first : first + size]
+        yield [row for row, _ in part], np.stack([pixels for _, pixels in part])

@@ -1,0 +1,223 @@
+"""The folder of one training: the one place that knows its files, where they lie and what they say."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from frozenfusion.data.splits import Split
+from frozenfusion.model.config import ModelConfig
+from frozenfusion.utils.errors import UserError
+from frozenfusion.utils.files import (
+    MAX_JSON_BYTES,
+    NotRegularError,
+    TooLargeError,
+    file_error,
+    read_json,
+    read_regular_file,
+    writing,
+)
+
+FORMAT = 1
+
+# The options of a training that make its run what it is: with another value it would be another run. All but `epochs`,
+# which may grow, are held against the checkpoint; runs that agree in all, and in their head, are repetitions of one
+# recipe.
+RECIPE = (
+    *("text_encoder", "text_weights", "freeze_text", "max_length", "batch_size", "lr", "weight_decay", "schedule"),
+    *("image_dropout", "modality_dropout", "alpha", "head_options", "class_weights", "val_fraction", "precision"),
+    "epochs",
+)
+
+_FILES = {
+    "config.json": "options and architecture",
+    "split.json": "which pairs it was trained, validated and is to be tested on",
+    "tokenizer": "the text encoder's",
+    "text_encoder": "its configuration; its weights where it is frozen",
+    "checkpoint.safetensors": "everything that training needs to resume",
+    "model.safetensors": "parameters of the best epoch, once the run is finished",
+    "last.safetensors": "parameters of the last epoch, once the run is finished",
+    "metrics.jsonl": "one JSON line per epoch",
+    "learning_rate.png": "its curve",
+    "curves.png": "loss and accuracy",
+    "summary.json": "what came out, written last of all: without it a run is not finished",
+}
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A training's folder; nothing is read before it is asked for. Reading raises UserError for what is no run's."""
+
+    path: Path
+
+    # --- where the files are
+
+    def file(self, name: str) -> Path:
+        """One of the files of every run; their names, and what they hold, are in _FILES."""
+        if name not in _FILES:
+            raise ValueError(f"{name} is no file of a run")
+        return self.path / name
+
+    @property
+    def config_file(self) -> Path:
+        """Options and architecture."""
+        return self.file("config.json")
+
+    @property
+    def checkpoint(self) -> Path:
+        """Everything that training needs to resume."""
+        return self.file("checkpoint.safetensors")
+
+    @property
+    def tokenizer(self) -> Path:
+        """Folder of the tokenizer."""
+        return self.file("tokenizer")
+
+    @property
+    def text_encoder(self) -> Path:
+        """Folder of the text encoder's configuration."""
+        return self.file("text_encoder")
+
+    @property
+    def frozen_encoder(self) -> Path:
+        """Weights of a frozen text encoder."""
+        return self.text_encoder / "model.safetensors"
+
+    @property
+    def summary_file(self) -> Path:
+        """What came out, written last of all: without it a run is not finished."""
+        return self.file("summary.json")
+
+    def weights(self, checkpoint: str) -> Path:
+        """Parameters of the "best" epoch or of the "last", once the run is finished."""
+        return self.file({"best": "model.safetensors", "last": "last.safetensors"}[checkpoint])
+
+    def best(self, epoch: int) -> Path:
+        """Parameters of the best epoch so far, while the run is under way."""
+        return self.path / f"best-{epoch:02d}.safetensors"
+
+    def numbered(self, epoch: int) -> Path:
+        """Parameters that are kept every few epochs."""
+        return self.path / f"epoch-{epoch:02d}.safetensors"
+
+    def superseded(self, best: int) -> list[Path]:
+        """Parameters of epochs that were the best before epoch `best`."""
+        return [path for path in self.path.glob("best-*.safetensors") if path != self.best(best)]
+
+    # --- what they say
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """What config.json holds."""
+        values = read_json(self.config_file)
+        found = values.get("format") if isinstance(values, dict) else None
+        if found != FORMAT:
+            raise UserError(
+                f"{self.config_file}: not a run of this program (format {found}, not {FORMAT}): give a folder it made"
+            )
+        checked: Mapping[str, Any] = values
+        return checked
+
+    @cached_property
+    def model_config(self) -> ModelConfig:
+        """The model's configuration."""
+        try:
+            return ModelConfig.from_json(self.config.get("model"))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{self.config_file}: {error}: restore the file") from error
+        except UserError as error:
+            raise type(error)(f"{self.path}: {error}") from error
+
+    @cached_property
+    def recipe(self) -> str:
+        """All that the run was made with but its seed."""
+        options = self.config.get("options")
+        options = options if isinstance(options, dict) else {}
+        # what the head was given stands in the model's configuration
+        chosen = {name: options.get(name) for name in RECIPE if name not in ("alpha", "head_options")}
+        return json.dumps([chosen, self.model_config.fusion_options], sort_keys=True, default=str)
+
+    @cached_property
+    def split(self) -> Split:
+        """Which pairs it was trained, validated and is to be tested on; none of a model that was saved by itself."""
+        path = self.file("split.json")
+        if not path.exists() and "options" not in self.config:
+            return Split("none", 0, [], [], [])
+        return Split.load(path)
+
+    @cached_property
+    def history(self) -> list[Mapping[str, Any]]:
+        """The lines of metrics.jsonl, one per epoch; none where the file is missing."""
+        return _read_lines(self.file("metrics.jsonl"))
+
+    @cached_property
+    def summary(self) -> Mapping[str, Any]:
+        """What training left in summary.json, or nothing."""
+        values = read_json(self.summary_file) if self.summary_file.exists() else {}
+        return values if isinstance(values, dict) else {}
+
+    def validation(self, checkpoint: str) -> float | None:
+        """Accuracy on the validation part at the checkpoint (best or last), None where there was no such part."""
+        measured = [float(line["val_accuracy"]) for line in self.history if line.get("val_accuracy") is not None]
+        if not measured:
+            return None
+        return max(measured) if checkpoint == "best" else measured[-1]
+
+    # --- how far it is
+
+    @property
+    def exists(self) -> bool:
+        """Whether a training has begun here."""
+        return self.config_file.is_file()
+
+    @property
+    def has_text_encoder(self) -> bool:
+        """Whether this is a run whose model reads text."""
+        return (self.text_encoder / "config.json").is_file()
+
+    def is_finished(self, epochs: int) -> bool:
+        """Whether the run was brought to its end after so many epochs."""
+        return self.summary_file.exists() and read_json(self.summary_file).get("epochs") == epochs
+
+    def check_free(self) -> None:
+        """Raise UserError if the folder holds what no run of ours left there."""
+        if not self.path.exists():
+            return
+        if self.config_file.exists():
+            values = read_json(self.config_file)
+            foreign = [] if isinstance(values, dict) and "options" in values else [self.config_file.name]
+        else:
+            with writing(self.path):
+                foreign = sorted(entry.name for entry in os.scandir(self.path) if not _is_own(entry.name))
+        if foreign:
+            raise UserError(f"{self.path}: holds other files ({foreign[0]}): choose another `run`")
+
+    def sweep_up(self) -> None:
+        """Remove what an interrupted write left half done."""
+        for leftover in self.path.glob(".*.tmp*"):
+            with contextlib.suppress(OSError):
+                leftover.unlink()
+
+
+def _is_own(name: str) -> bool:
+    return name in _FILES or name.startswith((".", "best-", "epoch-")) or name.endswith(".lock")
+
+
+def _read_lines(path: Path) -> list[Mapping[str, Any]]:
+    if not path.exists():
+        return []
+    try:
+        lines = [json.loads(line) for line in read_regular_file(path, MAX_JSON_BYTES).splitlines() if line.strip()]
+    except (NotRegularError, TooLargeError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not lines of JSON ({error}): restore or remove the file") from error
+    except OSError as error:
+        raise file_error(error, path) from error
+    if not all(isinstance(line, dict) and "epoch" in line for line in lines):
+        raise UserError(f"{path}: a line is no epoch's figures: restore or remove the file")
+    return lines

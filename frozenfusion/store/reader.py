@@ -1,0 +1,205 @@
+"""Reading a store: arrays over the mapped file, look-up by id, checks."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from frozenfusion.store.hdf5 import MEND, Scalar, read_layout
+from frozenfusion.store.raw_file import Array, open_regular
+from frozenfusion.store.status import OK, PENDING, STATUS_NAMES
+from frozenfusion.utils.errors import UserError
+from frozenfusion.utils.files import writing
+from frozenfusion.utils.messages import first_few, printable
+
+MAX_ID_BYTES = 1024
+CHUNK_BYTES = 2**22
+
+Rows = npt.NDArray[np.int64]
+
+
+class FeatureStore:
+    """A feature file opened for reading: arrays over the mapped file, without an HDF5 handle or a lock.
+
+    The arrays are read-only, and live while a writer commits. A store pickles, forks and spawns.
+
+    Args:
+        path: the file.
+
+    Attributes:
+        ids: (n,) S, sorted UTF-8.
+        features: (n, *shape) float32 or float16; a row counts only where its status is ok.
+        status: (n,) uint8, see frozenfusion.store.status.
+        digest: (n, 16) uint8, of the image file's bytes.
+        stat: (n, 2) int64, size in bytes and modification time in ns of the image file.
+        crc32: (n,) uint32, of the row's bytes.
+        fingerprint: everything that the features depend on.
+        attributes: who made them, and when.
+
+    Raises:
+        UserError: the file is missing, damaged, or not a store of this format.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        with open_regular(path) as file:
+            layout = read_layout(file, path)
+            with writing(path):
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.spans, self.fingerprint, self.attributes = layout.spans, layout.fingerprint, layout.attributes
+        arrays = {name: span.view(self._map) for name, span in layout.spans.items()}
+        self.ids, self.features, self.status = arrays["ids"], arrays["features"], arrays["status"]
+        self.digest, self.stat, self.crc32 = arrays["digest"], arrays["stat"], arrays["crc32"]
+        self.n = len(self.ids)
+        self.shape: tuple[int, ...] = self.features.shape[1:]
+        self.dtype: np.dtype[Any] = self.features.dtype
+        self._ids_crc32 = layout.ids_crc32
+        sound = zlib.crc32(self.ids.data) == layout.ids_crc32 and (self.ids[:-1] < self.ids[1:]).all()
+        if not sound or self.status.max() >= len(STATUS_NAMES):
+            raise UserError(f"{path}: its ids or statuses are damaged: {MEND}")
+
+    def close(self) -> None:
+        """Let go of the file, which Windows replaces only when nobody has it open. The arrays are gone then."""
+        for name in ("ids", "features", "status", "digest", "stat", "crc32"):
+            vars(self).pop(name, None)
+        with contextlib.suppress(BufferError):  # an array that a caller still has keeps its memory
+            self._map.close()
+
+    def rows(self, ids: Sequence[str]) -> Rows:
+        """The row of each id, (k,) int64; -1 where the store has no such id."""
+        encoded = [name.encode("utf-8", "surrogatepass") for name in ids]
+        wanted = np.array(encoded, dtype=self.ids.dtype)  # cuts longer names, pads with NUL: `exact` tells them apart
+        if np.array_equal(wanted, self.ids):
+            rows = np.arange(self.n)
+        else:
+            rows = np.minimum(np.searchsorted(self.ids, wanted), self.n - 1)
+        width = self.ids.dtype.itemsize
+        exact = np.fromiter((len(code) <= width and code[-1:] != b"\0" for code in encoded), bool, len(encoded))
+        return np.where(exact & (self.ids[rows] == wanted), rows, -1).astype(np.int64)
+
+    def require_rows(self, ids: Sequence[str], data: str | os.PathLike[str]) -> Rows:
+        """The row of each id, (k,) int64. Raises UserError, with the command for `data`, unless all are computed."""
+        rows = self.rows(ids)
+        lacking = {"lacks {}": rows < 0, "has not computed {} yet": (rows >= 0) & (self.status[rows] == PENDING)}
+        for told, where in lacking.items():
+            some = [ids[place] for place in np.flatnonzero(where).tolist()]
+            if some:
+                which = f"{len(some):,} of the {len(ids):,} pairs that are needed ({first_few(some)})"
+                raise UserError(
+                    f"{self.path}: {told.format(which)}: add them with python extract_features.py "
+                    f"{os.fspath(data)} --cache {self.path} and the options that made it"
+                )
+        return rows
+
+    def names(self, rows: npt.ArrayLike | None = None) -> list[str]:
+        """The ids of `rows`, by default of all, as str."""
+        ids = self.ids if rows is None else self.ids[np.asarray(rows, dtype=np.int64)]
+        return [code.decode(errors="replace") for code in ids.tolist()]
+
+    def gather(self, rows: npt.ArrayLike, out: Array | None = None) -> Array:
+        """Copy the features of `rows`, in any order, (k, *shape); into `out` if given. Does not look at status."""
+        rows = np.asarray(rows, dtype=np.int64)
+        if np.maximum.reduce(rows.view(np.uint64), axis=None, initial=0) >= self.n:  # a negative row is a huge one
+            raise IndexError(f"{self.path}: rows go from 0 to {self.n - 1}, not {rows.min()} to {rows.max()}")
+        return self.features.take(rows, axis=0, out=out, mode="clip")  # "raise" would copy through a buffer
+
+    def counts(self) -> dict[str, int]:
+        """How many rows have each status, by its name."""
+        counted = np.bincount(self.status, minlength=len(STATUS_NAMES))
+        return {name: int(counted[status]) for status, name in STATUS_NAMES.items()}
+
+    @property
+    def finished(self) -> bool:
+        """Whether no row is pending."""
+        return bool((self.status != PENDING).all())
+
+    def require_fingerprint(self, expected: Mapping[str, Scalar]) -> None:
+        """Raise UserError, naming each part that differs, unless the features were computed as `expected` says."""
+        changes = self.differences(expected)
+        if changes:
+            raise UserError(
+                f"{self.path}: computed otherwise than now asked for ({changes}):"
+                " choose another file, or make it anew with `rebuild=True`"
+            )
+
+    def differences(self, expected: Mapping[str, Scalar]) -> str:
+        """How the fingerprint differs from `expected`, part by part, this one's → that one's; empty if it does not."""
+        here, wanted, nothing = self.fingerprint, json.loads(json.dumps(dict(expected))), "not set"
+        return "; ".join(
+            f"{printable(part)} {printable(here.get(part, nothing))} → {printable(wanted.get(part, nothing))}"
+            for part in sorted(wanted.keys() | self.fingerprint.keys())
+            if part not in wanted or part not in self.fingerprint or wanted[part] != self.fingerprint[part]
+        )
+
+    def damaged_rows(self, on_rows: Callable[[int], object] = lambda count: None) -> Rows:
+        """The ok rows whose bytes no longer match their checksum, (k,) int64; memory does not grow with n.
+
+        `on_rows` is called with the number of rows checked since the last call.
+        """
+        damaged: list[int] = []
+        for rows in self.in_chunks(np.flatnonzero(self.status == OK)):
+            damaged += self._damaged(rows)
+            on_rows(len(rows))
+        return np.array(damaged, dtype=np.int64)
+
+    def require_undamaged(self, rows: Rows) -> None:
+        """Raise UserError, naming them, if the bytes of some of `rows`, all of them ok, no longer match."""
+        damaged = self._damaged(rows)
+        if damaged:
+            raise UserError(f"{self.path}: the rows of {first_few(self.names(damaged))} are damaged: {MEND}")
+
+    def _damaged(self, rows: Rows) -> list[int]:
+        return [row for row in rows.tolist() if zlib.crc32(self.features[row]) != self.crc32[row]]
+
+    def in_chunks(self, rows: Rows) -> Iterator[Rows]:
+        """Parts of `rows` whose features fit in a few megabytes each, letting go of what was mapped for one before."""
+        size = max(1, CHUNK_BYTES // self.spans["features"].row_bytes)
+        for start in range(0, len(rows), size):
+            yield rows[start : start + size]
+            if hasattr(mmap, "MADV_DONTNEED"):
+                self._map.madvise(mmap.MADV_DONTNEED)  # only this process's view: the pages stay in the cache
+
+    def __reduce__(self) -> tuple[Callable[..., FeatureStore], tuple[Path, int]]:
+        return _reopen, (self.path, self._ids_crc32)
+
+
+def as_store(features: FeatureStore | str | os.PathLike[str]) -> FeatureStore:
+    """A store, or the one at a path. Raises UserError where there is none."""
+    return features if isinstance(features, FeatureStore) else FeatureStore(features)
+
+
+def encode_ids(ids: Sequence[str]) -> Array:
+    """Row names as sorted fixed-length UTF-8, (n,) S. Raises UserError for names that cannot be a store's."""
+    if not len(ids):
+        raise UserError("a feature store needs at least one id: check that the data has any pairs")
+    encoded = []
+    for name in ids:
+        try:
+            code = name.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"id {name!r} is not valid text: rename it") from error
+        if not 0 < len(code) <= MAX_ID_BYTES or b"\0" in code:
+            raise UserError(f"id {name[:40]!r} is empty, over {MAX_ID_BYTES} bytes or has a NUL in it: rename it")
+        encoded.append(code)
+    array = np.array(encoded, dtype=np.bytes_)
+    wrong = np.flatnonzero(array[:-1] >= array[1:])
+    if wrong.size:
+        first, second = ids[int(wrong[0])], ids[int(wrong[0]) + 1]
+        raise UserError(f"ids must be sorted and each occur once, but {first!r} comes before {second!r}: mend the ids")
+    return array
+
+
+def _reopen(path: Path, ids_crc32: int) -> FeatureStore:
+    store = FeatureStore(path)
+    if store._ids_crc32 != ids_crc32:  # row numbers kept beside the pickle would mean other rows
+        raise UserError(f"{path}: was extended or replaced while it was in use: run the same command again")
+    return store

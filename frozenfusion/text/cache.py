@@ -1,0 +1,200 @@
+"""Outputs of a frozen text encoder, kept in feature stores beside the image features.
+
+The pooled outputs (n, d) are float32; token outputs (n, l, d), which only some fusion heads read, are float16, since
+they are l times as large. A row is looked up by the pair's id and trusted if it was made from the same tokens.
+Shapes: n texts, b of a batch, l tokens of the longest text, d width of the encoder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from frozenfusion.store.hdf5 import Scalar
+from frozenfusion.store.reader import FeatureStore, Rows
+from frozenfusion.store.status import OK
+from frozenfusion.store.tensors import FeatureRows
+from frozenfusion.store.writer import StoreWriter
+from frozenfusion.text.batching import batches_in_order_of_length
+from frozenfusion.text.encoder import TextFeatures, encode
+from frozenfusion.text.tokens import TokenizedTexts
+from frozenfusion.utils.progress import Progress, log
+from frozenfusion.utils.tensors import weights_sha256
+
+FORMAT = 1
+BATCH_SIZE = 32
+DIGEST_BYTES = 16
+
+
+class CachedTexts:
+    """Texts as stored features, in the place of `TokenizedTexts`: `batch` gives what the encoder would."""
+
+    def __init__(self, pooled: FeatureRows, tokens: FeatureRows | None, lengths: Rows) -> None:
+        self._pooled, self._tokens = pooled, tokens
+        # pooled features need no padding, so that any batch is as good as another
+        self.lengths = lengths if tokens is not None else np.ones_like(lengths)  # (n,)
+
+    def pooled_only(self) -> CachedTexts:
+        """The same texts without token features."""
+        return CachedTexts(self._pooled, None, self.lengths)
+
+    def batch(self, rows: Rows) -> TextFeatures:
+        """Features of some texts: pooled (b, d), and tokens (b, l, d) with their mask where they are cached."""
+        pooled = self._pooled[rows]
+        if self._tokens is None:
+            return TextFeatures(pooled)
+        lengths = torch.from_numpy(self.lengths[rows])
+        longest = int(lengths.max())
+        mask = torch.arange(longest) < lengths[:, None]
+        return TextFeatures(pooled, self._tokens[rows][:, :longest], mask.to(pooled.device))
+
+
+def cached_texts(
+    encoder: PreTrainedModel,
+    texts: TokenizedTexts,
+    ids: Sequence[str],
+    cache: Path,
+    *,
+    tokens: bool,
+    device: torch.device,
+    autocast: torch.dtype | None = None,
+) -> CachedTexts:
+    """Features of `texts`, called `ids`, by a frozen encoder: read from beside `cache`, computed where they lack.
+
+    `tokens` asks for token features as well; `autocast` is the arithmetic of the encoder, float32 if None. What is
+    there is not computed again, and an interrupted computation is resumed. Raises UserError where the disk refuses.
+    """
+    fingerprint: dict[str, Scalar] = {
+        "format": FORMAT,
+        "encoder": weights_sha256(encoder.state_dict()),
+        "configuration": _configuration_digest(encoder),
+        "max_length": texts.max_length,
+        "precision": "float32" if autocast is None else str(autocast).removeprefix("torch."),
+    }
+    width = int(encoder.config.hidden_size)
+    shapes: dict[str, tuple[tuple[int, ...], str]] = {"pooled": ((width,), "float32")}
+    if tokens:
+        longest = -(-int(texts.lengths.max()) // 8) * 8
+        shapes["tokens"] = ((longest, width), "float16")
+    paths = {}
+    with ExitStack() as writers:
+        lacking = {}
+        for output, (shape, dtype) in shapes.items():
+            own = {**fingerprint, "output": output, "shape": "x".join(map(str, shape)), "dtype": dtype}
+            paths[output] = cache_path(cache, own)
+            if not _is_complete(paths[output], ids, texts):
+                lacking[output] = writers.enter_context(_writer(paths[output], ids, shape, dtype, own))
+        if lacking:
+            _fill(lacking, encoder, texts, ids, device, autocast)
+    rows = {}
+    for output, path in paths.items():
+        store = FeatureStore(path)
+        rows[output] = FeatureRows(store, store.rows(ids), device)
+    return CachedTexts(rows["pooled"], rows.get("tokens"), texts.lengths)
+
+
+def cache_path(cache: Path, fingerprint: dict[str, Scalar]) -> Path:
+    """Where text features of a fingerprint lie: NAME.text-<12 hex>.h5 beside the image features NAME.h5."""
+    code = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:12]
+    return cache.with_name(f"{cache.stem}.text-{code}.h5")
+
+
+def _is_complete(path: Path, ids: Sequence[str], texts: TokenizedTexts) -> bool:
+    """Whether a store has an up-to-date row of every text. Then it is only read, and needs no lock."""
+    if not path.exists():
+        return False
+    store = FeatureStore(path)
+    rows = store.rows(ids)
+    return bool((rows >= 0).all() and _fresh(store, rows, _digests(texts)).all())
+
+
+def _writer(
+    path: Path, ids: Sequence[str], shape: tuple[int, ...], dtype: str, fingerprint: dict[str, Scalar]
+) -> StoreWriter:
+    if path.exists():
+        return StoreWriter.extend(path, ids, fingerprint)
+    size = len(ids) * int(np.prod(shape)) * np.dtype(dtype).itemsize / 2**20
+    log.info(
+        "caching the frozen text encoder's %s outputs of %s texts in %s (%s MB)",
+        fingerprint["output"],
+        f"{len(ids):,}",
+        path,
+        f"{size:,.0f}" if size >= 10 else f"{size:.1f}",
+    )
+    return StoreWriter.create(path, sorted(ids), shape, dtype, fingerprint)
+
+
+def _fill(
+    writers: Mapping[str, StoreWriter],
+    encoder: PreTrainedModel,
+    texts: TokenizedTexts,
+    ids: Sequence[str],
+    device: torch.device,
+    autocast: torch.dtype | None,
+) -> None:
+    """Compute the rows that are pending or were made from other tokens, each output's into its own store.
+
+    Batches are cut from all texts alike, whatever is already there, so that an interrupted computation that is resumed
+    ends in the same bits.
+    """
+    digests = _digests(texts)
+    rows = {output: writer.store.rows(ids) for output, writer in writers.items()}
+    stale = {output: ~_fresh(writer.store, rows[output], digests) for output, writer in writers.items()}
+    for output, writer in writers.items():
+        writer.reset(rows[output][stale[output]])
+    any_stale = np.logical_or.reduce(list(stale.values()))
+    encoder.to(device).eval()  # type: ignore[arg-type]  # to a type checker, transformers' wrapper takes `self` anew
+    with torch.inference_mode(), Progress(int(any_stale.sum()), "texts", "text encoder") as progress:
+        for batch in batches_in_order_of_length(texts.lengths, BATCH_SIZE):
+            if not any_stale[batch].any():
+                continue
+            given = {name: part.to(device) for name, part in texts.batch(batch).items()}
+            with torch.autocast(device.type, autocast, enabled=autocast is not None):
+                features = encode(encoder, given)
+            for output, writer in writers.items():
+                todo = np.flatnonzero(stale[output][batch])
+                values = _as_rows(features, output, writer.store.shape)[todo].astype(writer.store.dtype)
+                places = batch[todo]
+                writer.write(rows[output][places], values, digests[places], np.zeros((len(todo), 2), np.int64))
+            progress.update(int(any_stale[batch].sum()))
+
+
+def _as_rows(features: TextFeatures, output: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Features as float32 rows of a store: (b, d), or (b, l, d) with zeros at padding."""
+    if output == "pooled" or features.tokens is None or features.mask is None:
+        return features.pooled.float().cpu().numpy()
+    tokens = (features.tokens.float() * features.mask[..., None]).cpu().numpy()
+    filled = np.zeros((len(tokens), *shape), np.float32)
+    length = min(tokens.shape[1], shape[0])
+    filled[:, :length] = tokens[:, :length]
+    return filled
+
+
+def _fresh(store: FeatureStore, rows: Rows, digests: np.ndarray) -> np.ndarray:
+    fresh: np.ndarray = (store.status[rows] == OK) & (store.digest[rows] == digests).all(axis=1)
+    return fresh
+
+
+def _digests(texts: TokenizedTexts) -> np.ndarray:
+    """BLAKE2b of what the encoder sees of each text, its token ids and types: (n, 16) uint8."""
+    spans = zip(texts.offsets[:-1].tolist(), texts.offsets[1:].tolist(), strict=True)
+    codes = [
+        hashlib.blake2b(texts.ids[a:b].tobytes() + texts.types[a:b].tobytes(), digest_size=DIGEST_BYTES).digest()
+        for a, b in spans
+    ]
+    return np.frombuffer(b"".join(codes), np.uint8).reshape(-1, DIGEST_BYTES)
+
+
+def _configuration_digest(encoder: PreTrainedModel) -> str:
+    """SHA-256 of the encoder's configuration, without what does not change its outputs: names, versions."""
+    values = encoder.config.to_dict()
+    for name in ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype"):
+        values.pop(name, None)
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()

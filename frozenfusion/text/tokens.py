@@ -1,0 +1,157 @@
+"""Tokens: tokenizers, texts tokenised once, batches of them padded.
+
+Shapes: b texts of a batch, l tokens, n texts.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils import logging as chatter
+
+from frozenfusion.text.hub import find_files
+from frozenfusion.utils.errors import UserError
+from frozenfusion.utils.files import writing
+from frozenfusion.utils.messages import first_line
+
+
+@dataclass(frozen=True)
+class TokenizedTexts:
+    """Texts as token ids, ragged: text i is `ids[offsets[i]:offsets[i + 1]]`.
+
+    ids (tokens of all texts) int32, types the same shape uint8, offsets (n + 1,) int64; truncated: how many texts were
+    longer than max_length.
+    """
+
+    ids: np.ndarray
+    types: np.ndarray
+    offsets: np.ndarray
+    pad_id: int
+    max_length: int
+    truncated: int
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(n,) int64: tokens of each text, special tokens included."""
+        return np.diff(self.offsets)
+
+    def batch(self, rows: Sequence[int] | np.ndarray, pad_to_multiple: int = 8) -> dict[str, Tensor]:
+        """input_ids, attention_mask and token_type_ids, (b, l) int64, of some rows.
+
+        l is the longest row's length rounded up to a multiple (for speed), but never past max_length.
+        """
+        rows = np.asarray(rows, dtype=np.int64)
+        lengths = self.lengths[rows]
+        longest = int(lengths.max(initial=1))
+        width = max(longest, min(-(-longest // pad_to_multiple) * pad_to_multiple, self.max_length))
+        real = np.arange(width) < lengths[:, None]
+        places = np.where(real, self.offsets[rows][:, None] + np.arange(width), 0)
+        ids = np.where(real, self.ids[places], self.pad_id) if len(self.ids) else np.full(real.shape, self.pad_id)
+        types = np.where(real, self.types[places], 0) if len(self.types) else np.zeros(real.shape)
+        return {
+            "input_ids": torch.from_numpy(ids.astype(np.int64)),
+            "attention_mask": torch.from_numpy(real.astype(np.int64)),
+            "token_type_ids": torch.from_numpy(types.astype(np.int64)),
+        }
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> TokenizedTexts:
+    """Tokenise all texts at once, special tokens included, each cut to max_length tokens."""
+    ids: list[list[int]] = []
+    types: list[list[int]] = []
+    truncated = 0
+    if texts:
+        with quiet():
+            encoded = tokenizer(
+                list(texts),
+                truncation=True,
+                max_length=max_length,
+                return_token_type_ids=True,
+                return_attention_mask=False,
+            )
+        ids, types = encoded["input_ids"], encoded["token_type_ids"]
+        truncated = sum(bool(encoding.overflowing) for encoding in encoded.encodings or ())
+    lengths = np.array([len(row) for row in ids], dtype=np.int64)
+    return TokenizedTexts(
+        ids=np.fromiter((token for row in ids for token in row), dtype=np.int32, count=int(lengths.sum())),
+        types=np.fromiter((kind for row in types for kind in row), dtype=np.uint8, count=int(lengths.sum())),
+        offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
+        pad_id=tokenizer.pad_token_id or 0,
+        max_length=max_length,
+        truncated=truncated,
+    )
+
+
+def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a hub name or a local folder. Raises UserError.
+
+    A fast one is kept as its plain `tokenizer.json`, which means the same in every version of transformers.
+    """
+    folder = find_files(name_or_path, weights=False)
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # any of a dozen kinds, by what is wrong with the files
+        raise UserError(
+            f"{folder}: cannot load a tokenizer ({first_line(error)}): "
+            "the folder needs config.json and tokenizer.json or spiece.model"
+        ) from error
+    return _plain(tokenizer, folder) if isinstance(tokenizer, PreTrainedTokenizerFast) else tokenizer
+
+
+def _plain(tokenizer: PreTrainedTokenizerFast, folder: Path) -> PreTrainedTokenizerFast:
+    """The same tokenizer without a model's own class around it."""
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    if backend["model"]["type"] == "Unigram" and not (folder / "tokenizer.json").exists():
+        # A SentencePiece file's own symbols (ALBERT: ( ) " - . and more) are pieces like others. Conversion makes them
+        # added tokens, which cut a text before it is tokenised: "t.co" becomes "t", ".", "▁co". Undo that.
+        backend["added_tokens"] = [token for token in backend["added_tokens"] if token["special"]]
+    names = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(backend)),
+        model_max_length=tokenizer.model_max_length,
+        **{name: str(getattr(tokenizer, name)) for name in names if getattr(tokenizer, name, None) is not None},
+    )
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a tokenizer so that `load_tokenizer` finds it again. Raises UserError where the disk says no."""
+    with writing(folder), quiet():
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            tokenizer.save_pretrained(folder)
+        except OSError:
+            raise
+        except Exception as error:  # what the Rust half makes of a full disk
+            raise UserError(
+                f"{folder}: cannot write the tokenizer ({first_line(error)}): make room and run again"
+            ) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers and torch from talking about what they load: our own messages say what matters."""
+    verbosity, bars = chatter.get_verbosity(), chatter.is_progress_bar_enabled()
+    chatter.set_verbosity_error()
+    chatter.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        chatter.set_verbosity(verbosity)
+        if bars:
+            chatter.enable_progress_bar()

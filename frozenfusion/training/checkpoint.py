@@ -1,0 +1,151 @@
+"""What a training leaves on the disk, so that a kill at any moment costs at most the running epoch.
+
+A checkpoint is one safetensors file that is replaced whole: the trained parameters, the optimiser's state and, as
+JSON in its header, the figures of every epoch so far and what the run was made from. It alone says how far a run is;
+all other files follow from it or are only used once it names them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from frozenfusion.model.classifier import PairClassifier
+from frozenfusion.model.run_folder import RunFolder
+from frozenfusion.model.saving import current_name, save_weights
+from frozenfusion.utils.errors import UserError
+from frozenfusion.utils.files import link_or_copy, write_atomically, write_json
+from frozenfusion.utils.tensors import first_difference, write_tensors
+
+FORMAT = 1
+HEAD_OPTIONS = "--head-option"  # among what a run is made from
+MODEL = "model/"  # prefix of the model's own tensors in a checkpoint
+Epoch = Mapping[str, Any]  # one line of metrics.jsonl
+
+
+@dataclass
+class State:
+    """How far a run is: the figures of its epochs, and what it was made from, name by name."""
+
+    made_from: Mapping[str, Any]
+    history: list[Epoch] = field(default_factory=list)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs done."""
+        return len(self.history)
+
+    @property
+    def best(self) -> int:
+        """The epoch of the highest validation accuracy, ties by the lower validation loss; else the last."""
+        if not self.history or self.history[-1]["val_accuracy"] is None:
+            return self.epochs
+        return int(max(self.history, key=lambda line: (line["val_accuracy"], -line["val_loss"]))["epoch"])
+
+
+def commit(folder: RunFolder, state: State, model: PairClassifier, optimizer: torch.optim.Optimizer) -> None:
+    """Make the epoch that just ended count. Raises UserError where the disk refuses: then the one before counts."""
+    done = state.epochs
+    if state.best == done:
+        save_weights(model, folder.best(done))
+    header = json.dumps({"format": FORMAT, "made_from": state.made_from, "history": state.history})
+    write_tensors(folder.checkpoint, _tensors(model, optimizer), {"state": header})
+    write_metrics(folder, state)
+    for old in folder.superseded(state.best):
+        old.unlink(missing_ok=True)
+
+
+def write_metrics(folder: RunFolder, state: State) -> None:
+    """Write metrics.jsonl anew, as the checkpoint says."""
+    write_atomically(folder.file("metrics.jsonl"), "".join(json.dumps(line) + "\n" for line in state.history))
+
+
+def read_state(folder: RunFolder) -> State | None:
+    """How far the run in a folder is, without reading parameters; None if it has no finished epoch."""
+    if not folder.checkpoint.exists():
+        return None
+    with _opened(folder.checkpoint) as file:
+        try:
+            header = json.loads((file.metadata() or {})["state"])
+            if header["format"] != FORMAT:
+                raise UserError(
+                    f"{folder.checkpoint}: format {header['format']}, and this program reads {FORMAT}: "
+                    "resume with the program that made it, or choose another `run`"
+                )
+            # runs of version 0.1 knew no options of a head's own but alpha
+            return State({HEAD_OPTIONS: {}, **header["made_from"]}, header["history"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise _damaged(folder.checkpoint, error) from error
+
+
+def restore(folder: RunFolder, model: PairClassifier, optimizer: torch.optim.Optimizer) -> None:
+    """Put the parameters and the optimiser's state of the checkpoint into the model and the optimiser.
+
+    Raises UserError, naming the first difference, if it is the checkpoint of another model.
+    """
+    with _opened(folder.checkpoint) as file:
+        # copies: the file is mapped, and Windows would not replace it as long as anybody looks into it
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    wanted, own = _tensors(model), model.state_dict()
+    tensors = {_current(name, own): tensor for name, tensor in tensors.items()}
+    difference = first_difference({name: of for name, of in tensors.items() if name.startswith(MODEL)}, wanted)
+    if difference:
+        told = difference.removeprefix(MODEL)
+        raise UserError(f"{folder.checkpoint}: belongs to another model ({told}): choose another `run`")
+    model.load_state_dict({name.removeprefix(MODEL): tensors[name] for name in wanted}, strict=False)
+    moments: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        part, _, parameter = name.partition("/")
+        if f"{part}/" != MODEL:
+            moments.setdefault(parameter, {})[part] = tensor
+    state = {place: moments[name] for place, name in enumerate(_trained(model)) if name in moments}
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def finish(folder: RunFolder, state: State, model: PairClassifier, summary: Mapping[str, Any]) -> None:
+    """Leave the run as its user finds it: best and last parameters, and the summary that says it is finished."""
+    save_weights(model, folder.weights("last"))
+    link_or_copy(folder.best(state.best), folder.weights("best"))
+    write_json(folder.summary_file, summary)
+
+
+def _current(name: str, own: Container[str]) -> str:
+    """The name of a checkpoint's tensor as it is now: the optimiser's state is named by its parameter."""
+    part, _, parameter = name.partition("/")
+    return f"{part}/{current_name(parameter, own)}"
+
+
+def _trained(model: PairClassifier) -> dict[str, torch.nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _tensors(model: PairClassifier, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Tensor]:
+    """All that changes while training: MODEL/name of parameters and buffers, part/name of the optimiser's state."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    tensors = {MODEL + name: value for name, value in model.state_dict().items() if name not in frozen}
+    if optimizer is not None:
+        for name, parameter in _trained(model).items():
+            for part, value in optimizer.state.get(parameter, {}).items():
+                tensors[f"{part}/{name}"] = value
+    return tensors
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path}: damaged ({error}): restore it, or remove the run folder to begin anew")

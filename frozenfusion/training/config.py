@@ -1,0 +1,112 @@
+"""What can be chosen in stage two."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from frozenfusion.utils.checks import at_least, at_most, below, one_of, whole
+from frozenfusion.utils.errors import UsageError
+
+LARGEST_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a fusion head and its text encoder are trained; checked when it is made, raises UsageError."""
+
+    text_encoder: str = "albert-base-v2"
+    """text encoder: a hub name, a local folder, or a run folder whose fine-tuned encoder is taken"""
+
+    text_weights: Literal["pretrained", "random"] = "pretrained"
+    """random trains the text encoder from scratch"""
+
+    freeze_text: bool = False
+    """keep the text encoder fixed and cache its outputs too: heads then train in seconds"""
+
+    max_length: int = 128
+    """tokens that a text is cut to"""
+
+    alpha: float | Literal["learned"] = 0.5
+    """weight of the text against the image in the heads weighted and linear"""
+
+    head_options: Mapping[str, Any] = field(default_factory=dict)
+    """further options of the fusion head, by name"""
+
+    epochs: int = 11
+    """passes over the training part"""
+
+    batch_size: int = 8
+    """pairs per training step"""
+
+    lr: float = 1e-4
+    """highest learning rate"""
+
+    weight_decay: float = 1e-6
+    """weight decay of Adam"""
+
+    schedule: Literal["cosine-restarts", "cosine", "linear", "constant"] = "cosine-restarts"
+    """learning rate over the epochs; cosine-restarts is the reference's (restarts after 10 epochs)"""
+
+    image_dropout: float = 0.5
+    """dropout on the cached image vector"""
+
+    modality_dropout: float = 0.0
+    """chance that a training pair loses its text or its image"""
+
+    class_weights: bool = False
+    """weigh classes by their inverse frequency in the loss"""
+
+    val_fraction: float = 0.1
+    """part of the training pairs that choose the best epoch; 0 trains on all and keeps the last"""
+
+    seed: int = 0
+    """seed of the split, the initial weights, the order of pairs and dropout"""
+
+    save_every: int = 5
+    """keep the parameters of every so many epochs, as well as of the best and the last"""
+
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """arithmetic; auto is bf16 where the hardware computes in it, else float32"""
+
+    compile: bool = False
+    """compile the model first: pays off in long trainings"""
+
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, …"""
+
+    resume: Literal["auto", "always", "never"] = "auto"
+    """auto resumes what is there, always fails if there is nothing, never refuses to overwrite"""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "save_every"):
+            whole(name, getattr(self, name), 1)
+        whole("max_length", self.max_length, 3)
+        for name in ("lr", "weight_decay"):
+            at_least(name, getattr(self, name), 0)
+        for name in ("image_dropout", "modality_dropout", "val_fraction"):
+            at_least(name, getattr(self, name), 0)
+            below(name, getattr(self, name), 1)
+        for name in ("text_weights", "schedule", "precision", "resume"):
+            one_of(self, name)
+        if self.alpha != "learned":
+            at_least("alpha", self.alpha, 0)
+            at_most("alpha", self.alpha, 1)
+        check_seed("seed", self.seed)
+        if "alpha" in self.head_options:
+            raise UsageError("`head_option=alpha` has a name of its own: give `alpha`")
+
+
+def check_seed(name: str, seed: int) -> None:
+    """Raise UsageError for what cannot be a seed."""
+    whole(name, seed, 0)
+    at_most(name, seed, LARGEST_SEED)
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Raise UsageError for what cannot be a seed, and for one that is given twice."""
+    for seed in seeds:
+        check_seed("seeds", seed)
+    if len(set(seeds)) != len(seeds):
+        raise UsageError(f"`seeds` names a seed twice: {' '.join(map(str, seeds))}")

@@ -1,0 +1,232 @@
+"""What all trainings of one command share: pairs, split, cached features, tokens. Each is read once, on first use."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from frozenfusion.data.pairs import Pairs
+from frozenfusion.data.splits import Split, split_pairs
+from frozenfusion.fusion.base import FusionHead
+from frozenfusion.fusion.registry import head_class, head_names, head_options, unsupported_reason
+from frozenfusion.model.classifier import PairClassifier
+from frozenfusion.model.config import ModelConfig
+from frozenfusion.model.dataset import PairDataset, stored_images
+from frozenfusion.model.run_folder import RunFolder
+from frozenfusion.store.reader import FeatureStore, Rows
+from frozenfusion.store.status import OK
+from frozenfusion.text.cache import CachedTexts, cached_texts
+from frozenfusion.text.encoder import load_text_encoder
+from frozenfusion.text.tokens import TokenizedTexts, load_tokenizer, tokenize
+from frozenfusion.training.config import TrainConfig
+from frozenfusion.utils.device import autocast_type, choose_device
+from frozenfusion.utils.errors import UsageError, UserError
+from frozenfusion.utils.progress import log
+
+ALL = "all"
+
+
+class TrainingInputs:
+    """Pairs, split and features for trainings of one config, whose seed makes the split where none is given.
+
+    `heads` are the names of those that will be trained; all stands for every one that the features can serve. Raises
+    UserError where the data or the feature file do not serve, and for options that none of the heads has a use for.
+    """
+
+    def __init__(
+        self,
+        pairs: Pairs,
+        store: FeatureStore,
+        config: TrainConfig,
+        heads: Sequence[str],
+        split: Split | None = None,
+    ) -> None:
+        self._config = config
+        self.pairs, self.store = pairs, store
+        self.regions = store.shape[0] if len(store.shape) == 2 else 0  # of an image, 0 where they are pooled
+        self.heads = _supported(heads, self.regions)
+        _refuse_meaningless(config, self.heads)
+        self.device = choose_device(config.device)
+        self.autocast = autocast_type(config.precision, self.device)
+        self.split = split or split_pairs(pairs, seed=config.seed, val_fraction=config.val_fraction)
+        self.ids = [*self.split.train, *self.split.val]
+        self._rows = store.require_rows(self.ids, pairs.path)
+        self._members = pairs.select(self.ids)
+        self.share: RunFolder | None = None  # a run that has the frozen encoder already
+        for head in self.heads:
+            self.model_config(head)  # which checks what the head was given, before anything is written
+
+    def summary(self) -> str:
+        """The parts in one line for a person."""
+        texts = sum(not pair.text for pair in self._members)
+        images = int((self.store.status[self._rows] != OK).sum())
+        told = f"training on {len(self.train):,} pairs, validation on {len(self.val):,}"
+        told += f"; the {len(self.split.test):,} test pairs are not looked at"
+        for count, what in ((texts, "text"), (images, "image")):
+            told += f"; {count:,} without {what}" if count else ""
+        return told
+
+    @property
+    def train(self) -> Rows:
+        """Positions of the training pairs in the dataset."""
+        return np.arange(len(self.split.train))
+
+    @property
+    def val(self) -> Rows:
+        """Positions of the validation pairs in the dataset."""
+        return np.arange(len(self.split.train), len(self.ids))
+
+    @property
+    def classes_without_pairs(self) -> list[str]:
+        """Names of labels that no training pair has."""
+        found = {pair.label for pair in self.pairs.select(self.split.train)}
+        return [name for label, name in enumerate(self.pairs.label_names) if label not in found]
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of all that the pairs give to training: order, texts, labels, image files and what became of them."""
+        digest = hashlib.blake2b(digest_size=16)
+        for pair, row in zip(self._members, self._rows, strict=True):
+            digest.update(
+                repr((pair.id, pair.text, pair.label, int(self.store.status[row]))).encode("utf-8", "replace")
+            )
+            digest.update(self.store.digest[row].tobytes())
+        digest.update(str(len(self.split.train)).encode())
+        return digest.hexdigest()
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of the text encoder."""
+        run = self._encoder_run
+        return load_tokenizer(self._config.text_encoder if run is None else run.tokenizer)
+
+    def text_encoder(self, seed: int) -> PreTrainedModel:
+        """A text encoder to be trained; all runs share a frozen one, drawn from the config's seed if it is random."""
+        return self._frozen_encoder if self._config.freeze_text else self._load_encoder(seed)
+
+    def dataset(self, head: str) -> PairDataset:
+        """The training and validation pairs as a fusion head needs them."""
+        kind = head_class(head)
+        pairs = self._with_regions if kind.takes_regions else self._with_vectors
+        if not self._config.freeze_text or "text" not in kind.uses:
+            return pairs
+        return pairs.with_texts(self._cached_texts if kind.needs_tokens else self._cached_texts.pooled_only())
+
+    def model_config(self, head: str) -> ModelConfig:
+        """The model of a fusion head on these features."""
+        config = self._config
+        return ModelConfig(
+            fusion=head,
+            label_names=self.pairs.label_names,
+            fusion_options=_options_for(head_class(head), config),
+            text_encoder=config.text_encoder,
+            text_weights=config.text_weights,
+            freeze_text=config.freeze_text,
+            max_length=config.max_length,
+            image_width=self.store.shape[-1],
+            image_regions=self.regions,
+            image_dropout=config.image_dropout,
+            modality_dropout=config.modality_dropout,
+            image_fingerprint=dict(self.store.fingerprint),
+            image_weights=str(self.store.attributes.get("weights", "")),
+        )
+
+    @cached_property
+    def _texts(self) -> TokenizedTexts:
+        tokenized = tokenize(self.tokenizer, [pair.text for pair in self._members], self._config.max_length)
+        if tokenized.truncated:
+            cut = f"{tokenized.truncated} of {len(tokenized)} texts"
+            log.info("%s are cut to %d tokens", cut, self._config.max_length)
+        return tokenized
+
+    @property
+    def _encoder_run(self) -> RunFolder | None:
+        """The run whose text encoder is taken, if it is a run's."""
+        run = RunFolder(Path(self._config.text_encoder).expanduser())
+        return run if run.has_text_encoder else None
+
+    @cached_property
+    def _frozen_encoder(self) -> PreTrainedModel:
+        return self._load_encoder(self._config.seed)
+
+    def _load_encoder(self, seed: int) -> PreTrainedModel:
+        run, weights = self._encoder_run, self._config.text_weights
+        if run is None:
+            return load_text_encoder(self._config.text_encoder, weights, seed)
+        if weights == "random":
+            return load_text_encoder(run.text_encoder, weights, seed)
+        encoder = PairClassifier.from_pretrained(run.path).text_encoder
+        assert encoder is not None  # has_text_encoder
+        return encoder.requires_grad_(True)
+
+    @cached_property
+    def _with_regions(self) -> PairDataset:
+        return self._dataset(pooled=False) if self.regions else self._with_vectors
+
+    @cached_property
+    def _with_vectors(self) -> PairDataset:
+        return self._dataset(pooled=True)
+
+    def _dataset(self, *, pooled: bool) -> PairDataset:
+        images = stored_images(self.store, self._members, self.pairs.path, device=self.device, pooled=pooled)
+        return PairDataset(self._members, images, self._texts, device=self.device)
+
+    @cached_property
+    def _cached_texts(self) -> CachedTexts:
+        return cached_texts(
+            self._frozen_encoder,
+            self._texts,
+            self.ids,
+            self.store.path,
+            tokens=any(head_class(head).needs_tokens for head in self.heads),
+            device=self.device,
+            autocast=self.autocast,
+        )
+
+
+def _supported(names: Sequence[str], regions: int) -> list[str]:
+    """The heads that are meant; `all` leaves out, and says so, those that the features cannot serve."""
+    if not names:
+        raise UsageError("`head` needs the name of a head, several names, or all")
+    if len(set(names)) != len(names):
+        raise UsageError(f"`head` names a head twice: {' '.join(names)}")
+    wanted = head_names() if ALL in names else names
+    reasons = {name: unsupported_reason(head_class(name), regions=regions) for name in wanted}
+    for name, reason in reasons.items():
+        if reason and name in names:
+            raise UserError(reason)
+        if reason:
+            log.warning("left out: %s", reason)
+    return [name for name, reason in reasons.items() if not reason]
+
+
+def _options_for(head: type[FusionHead], config: TrainConfig) -> dict[str, Any]:
+    """What of the config's options for heads this head takes."""
+    given = {"alpha": config.alpha, **config.head_options}
+    return {name: given[name] for name in head_options(head) if name in given}
+
+
+def _refuse_meaningless(config: TrainConfig, heads: Sequence[str]) -> None:
+    """Raise UsageError for options that were given and that none of the heads has a use for."""
+    kinds, usual = [head_class(head) for head in heads], TrainConfig()
+    taken = {name for kind in kinds for name in head_options(kind)}
+    named = ", ".join(heads)
+    for name in [*(["alpha"] if config.alpha != usual.alpha else []), *config.head_options]:
+        if name not in taken:
+            known = ", ".join(sorted(taken)) or "none"
+            flag = "alpha" if name == "alpha" else f"head_option={name}"
+            raise UsageError(f"`{flag}` means nothing to {named}: options of the heads that are trained: {known}")
+    for modality, names in (("text", ("freeze_text",)), ("image", ("image_dropout",))):
+        if any(modality in kind.uses for kind in kinds):
+            continue
+        for name in names:
+            if getattr(config, name) != getattr(usual, name):
+                raise UsageError(f"`{name}` means nothing to {named}, which does not look at the {modality}")
+    if config.modality_dropout and not any(len(kind.uses) > 1 for kind in kinds):
+        raise UsageError(f"`modality_dropout` means nothing to {named}, which looks at one modality")

@@ -1,0 +1,291 @@
+"""Stage two: fine-tune the text encoder and a fusion head against the cached image features.
+
+`train` makes one run folder from one fusion head; frozenfusion.training.sweeps makes several.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from frozenfusion.data.pairs import Pairs
+from frozenfusion.data.splits import Split
+from frozenfusion.fusion.registry import head_class
+from frozenfusion.model.classifier import PairClassifier, build_model
+from frozenfusion.model.network import count_parameters
+from frozenfusion.model.run_folder import RECIPE, RunFolder
+from frozenfusion.model.saving import save_setup, save_weights
+from frozenfusion.store.reader import FeatureStore, as_store
+from frozenfusion.training.checkpoint import (
+    HEAD_OPTIONS,
+    State,
+    commit,
+    finish,
+    read_state,
+    restore,
+    write_metrics,
+)
+from frozenfusion.training.config import TrainConfig
+from frozenfusion.training.inputs import TrainingInputs
+from frozenfusion.training.messages import epoch_line, introduce
+from frozenfusion.training.plots import plot_curves, plot_learning_rate
+from frozenfusion.training.trainer import Trainer
+from frozenfusion.utils.device import is_out_of_memory
+from frozenfusion.utils.errors import UserError
+from frozenfusion.utils.files import read_json
+from frozenfusion.utils.locks import WriterLock
+from frozenfusion.utils.messages import first_line
+from frozenfusion.utils.progress import Progress, log
+from frozenfusion.utils.tensors import weights_sha256
+
+PAIRS, FROZEN_WEIGHTS = "pairs", "frozen text encoder"
+_TOLD = {
+    PAIRS: "pairs: their texts, labels, images or split are not the same",
+    FROZEN_WEIGHTS: "frozen text encoder: its weights are not the same",
+}
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """What came out of one training; stands wherever a run's path does.
+
+    Attributes:
+        folder: the run.
+        fusion, seed: its head and its seed.
+        epochs, best_epoch: how many were trained, and which has the highest validation accuracy.
+        val_accuracy, val_macro_f1, val_loss: of the best epoch; None without a validation part.
+        trained_parameters: how many numbers were learned.
+        seconds_per_epoch: their median.
+    """
+
+    folder: Path
+    fusion: str
+    seed: int
+    epochs: int
+    best_epoch: int
+    val_accuracy: float | None
+    val_macro_f1: float | None
+    val_loss: float | None
+    trained_parameters: int
+    seconds_per_epoch: float
+
+    def __fspath__(self) -> str:
+        """The run's folder."""
+        return os.fspath(self.folder)
+
+
+def train(
+    pairs: Pairs,
+    features: FeatureStore | str | os.PathLike[str],
+    head: str = "concat",
+    *,
+    config: TrainConfig | None = None,
+    run: str | os.PathLike[str] | None = None,
+    split: Split | None = None,
+) -> TrainedRun:
+    """Train one fusion head into its run folder, or resume where an earlier training stopped.
+
+    Whatever stops it, finished epochs are kept, and the same call resumes it.
+
+    Args:
+        pairs: what `load_pairs` returned; those of the train part are learned from, the test part is not looked at.
+        features: the feature file of the pairs' images, or what `extract` returned.
+        head: name of the fusion head.
+        config: everything else.
+        run: folder for the run; by default runs/HEAD.
+        split: which pairs are train, validation and test part; by default the files' own, else drawn by the seed.
+
+    Raises:
+        UserError: an unknown head, features that are not there, a folder that holds something else, a run that was
+            trained otherwise, too little memory or disk.
+    """
+    config = config or TrainConfig()
+    folder = RunFolder(Path(run) if run is not None else default_folder(head))
+    head_class(head)
+    folder.check_free()
+    return train_run(TrainingInputs(pairs, as_store(features), config, [head], split), head, config, folder)
+
+
+def train_run(
+    inputs: TrainingInputs, head: str, config: TrainConfig, folder: RunFolder, *, talk: bool = True
+) -> TrainedRun:
+    """What `train` does, on inputs that several runs may share; `talk` prints a line per epoch."""
+    with _locked(folder):
+        state = _state(folder, config, inputs, head)
+        if state.epochs >= config.epochs and folder.is_finished(state.epochs):
+            if talk:
+                done = "finished, %d epochs: nothing to do (more `epochs` resume it)"
+                log.info(f"%s: {done}", folder.path, state.epochs)
+            return read_run(folder)
+        try:
+            return _run(folder, state, config, inputs, head, talk)
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                told = f"{inputs.device} has too little memory for `batch_size={config.batch_size}`"
+                raise UserError(f"{told}: choose a smaller one in another `run`") from error
+            if config.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                reason = first_line(error)
+                raise UserError(
+                    f"`compile=True`: this machine cannot compile the model ({reason}): leave it out"
+                ) from error
+            raise
+
+
+def default_folder(head: str) -> Path:
+    """Where a run goes that names no folder."""
+    return Path("runs") / head
+
+
+def read_run(folder: RunFolder) -> TrainedRun:
+    """What came out of a finished run. Raises UserError if the folder has none."""
+    values = read_json(folder.summary_file)
+    names = {field.name for field in dataclasses.fields(TrainedRun)} - {"folder"}
+    if not isinstance(values, dict) or not names <= values.keys():
+        raise UserError(f"{folder.summary_file}: not the summary of a run: train it again in another `run`")
+    return TrainedRun(folder=folder.path, **{name: values[name] for name in names})
+
+
+def _state(folder: RunFolder, config: TrainConfig, inputs: TrainingInputs, head: str) -> State:
+    """How far the run is. Raises UserError where `resume` or an option that changed since forbids to resume."""
+    fixed = [name for name in RECIPE if name not in ("epochs", "head_options")]
+    made_from = {
+        "--fusion": head,
+        "--seed": config.seed,
+        **{f"--{name.replace('_', '-')}": getattr(config, name) for name in fixed},
+        HEAD_OPTIONS: dict(config.head_options),
+        "image features": dict(inputs.store.fingerprint),
+        PAIRS: inputs.digest,
+    }
+    if config.resume == "never" and folder.exists:
+        raise UserError(f"{folder.path}: holds a training, and `resume=never` keeps off those: choose another `run`")
+    state = read_state(folder)
+    if state is None:
+        if config.resume == "always":
+            raise UserError(f"{folder.path}: no training to resume, and `resume=always` asks for one: check `run`")
+        return State(made_from)
+    _refuse_changes(folder, state, made_from)
+    return state
+
+
+def _refuse_changes(folder: RunFolder, state: State, made_from: Mapping[str, Any]) -> None:
+    changes = [
+        _change(name, state.made_from.get(name), value)
+        for name, value in made_from.items()
+        if state.made_from.get(name) != value
+    ]
+    if changes:
+        raise UserError(
+            f"{folder.path}: was trained otherwise ({'; '.join(changes)}): give the same again, or choose another `run`"
+        )
+
+
+def _change(name: str, old: Any, new: Any) -> str:
+    if name in _TOLD:
+        return _TOLD[name]
+    if name.startswith("--"):  # as checkpoints name options
+        name = f"`{name.removeprefix('--').replace('-', '_').replace('fusion', 'head')}`"
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        parts = sorted(part for part in old.keys() | new.keys() if old.get(part) != new.get(part))
+        return f"{name}: " + ", ".join(f"{part} {old.get(part)} → {new.get(part)}" for part in parts)
+    return f"{name} {old} → {new}"
+
+
+def _run(
+    folder: RunFolder, state: State, config: TrainConfig, inputs: TrainingInputs, head: str, talk: bool
+) -> TrainedRun:
+    model_config = inputs.model_config(head)
+    encoder = inputs.text_encoder(config.seed) if model_config.reads_text else None
+    if encoder is not None and config.freeze_text:  # its weights are no part of the checkpoint
+        frozen = {FROZEN_WEIGHTS: weights_sha256(encoder.state_dict())}
+        if state.epochs:
+            _refuse_changes(folder, state, frozen)
+        state.made_from = {**state.made_from, **frozen}
+    model = build_model(model_config, encoder, config.seed, inputs.tokenizer)
+    trainer = Trainer(
+        model,
+        inputs.dataset(head),
+        inputs.train,
+        inputs.val,
+        config,
+        device=inputs.device,
+        autocast=inputs.autocast,
+    )
+    folder.sweep_up()
+    if state.epochs:
+        restore(folder, model, trainer.optimizer)
+        if state.epochs < config.epochs:
+            log.info("%s: resumed after epoch %d", folder.path, state.epochs)
+    if talk:
+        introduce(inputs, model)
+    inputs.split.save(folder.file("split.json"))
+    save_setup(model, folder, share=inputs.share, options=_as_json(inputs, config, head, folder))
+    if encoder is not None:
+        inputs.share = folder
+    _epochs(folder, state, config, trainer, len(inputs.train), talk)
+    return _finish(folder, state, model, config.seed)
+
+
+def _epochs(folder: RunFolder, state: State, config: TrainConfig, trainer: Trainer, pairs: int, talk: bool) -> None:
+    with Progress(config.epochs * pairs, "pairs", folder.path.name, done=state.epochs * pairs) as progress:
+        for number in range(state.epochs + 1, config.epochs + 1):
+            line = trainer.epoch(number, progress)
+            state.history.append(line)
+            if number % config.save_every == 0:
+                save_weights(trainer.model, folder.numbered(number))
+            commit(folder, state, trainer.model, trainer.optimizer)
+            if talk:
+                log.info(epoch_line(line, config.epochs, best=state.best == number))
+
+
+def _finish(folder: RunFolder, state: State, model: PairClassifier, seed: int) -> TrainedRun:
+    best = state.history[state.best - 1]
+    run = TrainedRun(
+        folder=folder.path,
+        fusion=model.config.fusion,
+        seed=seed,
+        epochs=state.epochs,
+        best_epoch=state.best,
+        val_accuracy=best["val_accuracy"],
+        val_macro_f1=best["val_macro_f1"],
+        val_loss=best["val_loss"],
+        trained_parameters=count_parameters(model),
+        seconds_per_epoch=median(line["seconds"] for line in state.history),
+    )
+    write_metrics(folder, state)
+    plot_learning_rate(state.history, folder.file("learning_rate.png"))
+    plot_curves(state.history, folder.file("curves.png"))
+    summary = dataclasses.asdict(run)
+    del summary["folder"]
+    finish(folder, state, model, summary)
+    return run
+
+
+@contextmanager
+def _locked(folder: RunFolder) -> Iterator[None]:
+    lock = WriterLock(folder.checkpoint)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _as_json(inputs: TrainingInputs, config: TrainConfig, head: str, folder: RunFolder) -> dict[str, Any]:
+    """The options of the run as config.json keeps them, under the command line's names, for --config to read back."""
+    values = dataclasses.asdict(config)
+    del values["resume"], values["head_options"]
+    given = {"data": inputs.pairs.path, "cache": inputs.store.path, "run": folder.path}
+    return {
+        **{name: path.as_posix() for name, path in given.items()},
+        "fusion": [head],
+        **values,
+        "seed": inputs.split.seed,
+        "seeds": [config.seed],
+        "head_option": [f"{name}={json.dumps(value)}" for name, value in config.head_options.items()],
+    }

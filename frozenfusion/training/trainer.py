@@ -1,0 +1,153 @@
+"""The training loop: one epoch after another of one model on one dataset.
+
+Shapes: b pairs of a batch, n pairs of a part, c classes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from frozenfusion.evaluation.metrics import confusion_matrix, scores
+from frozenfusion.fusion.base import HeadOutput
+from frozenfusion.model.classifier import PairClassifier
+from frozenfusion.model.dataset import Batch, PairDataset
+from frozenfusion.store.reader import Rows
+from frozenfusion.text.batching import batches_by_length, batches_in_order_of_length
+from frozenfusion.training.config import TrainConfig
+from frozenfusion.training.schedule import learning_rate
+from frozenfusion.utils.errors import UserError
+from frozenfusion.utils.progress import Progress
+
+VALIDATION_BATCH_SIZE = 64
+SECONDS_BETWEEN_LOOKS = 2.0  # at the running loss: each look waits for the device
+
+
+class Trainer:
+    """Trains a model on the pairs `train` (n,) of a dataset and measures it on `val` (n,), which may be empty.
+
+    An epoch depends on the parameters, the optimiser's state, the seed and its number alone, so a training that goes
+    on from a checkpoint takes the same steps. `autocast` is the arithmetic of the forward pass, float32 if None.
+    """
+
+    def __init__(
+        self,
+        model: PairClassifier,
+        dataset: PairDataset,
+        train: Rows,
+        val: Rows,
+        config: TrainConfig,
+        *,
+        device: torch.device,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        self.model = model.to(device)
+        self._dataset, self._train, self._val = dataset, train, val
+        self._config, self._device, self._autocast = config, device, autocast
+        if autocast is not None and device.type == "cpu" and model.text_encoder is not None:
+            # torch's fused attention is slow backwards in bf16 on a CPU (measured: docs/performance.md)
+            model.text_encoder.set_attn_implementation("eager")
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.Adam(trained, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+        self.class_weights = self._inverse_frequencies() if config.class_weights else None
+        self._outputs = torch.compile(model.outputs, dynamic=True) if config.compile else model.outputs
+
+    def epoch(self, number: int, progress: Progress) -> dict[str, Any]:
+        """Train one epoch (1 is the first) and validate: a line of metrics.jsonl, None where nothing is measured.
+
+        Raises UserError if the loss is not finite.
+        """
+        began = time.perf_counter()
+        config = self._config
+        lr = learning_rate(config.schedule, epoch=number, epochs=config.epochs, highest=config.lr)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        with torch.random.fork_rng([self._device] if self._device.type == "cuda" else []):
+            torch.manual_seed(int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0]))
+            measured = {**self._train_epoch(number, progress), **self.validate(number)}
+        return {"epoch": number, "lr": lr, **measured, "seconds": time.perf_counter() - began}
+
+    def _train_epoch(self, number: int, progress: Progress) -> dict[str, Any]:
+        batches = batches_by_length(
+            self._dataset.lengths[self._train], self._config.batch_size, seed=self._config.seed, epoch=number
+        )
+        losses = torch.zeros(len(batches), device=self._device)
+        right = torch.zeros((), dtype=torch.int64, device=self._device)
+        looked, shown = time.monotonic(), {"epoch": f"{number}/{self._config.epochs}"}
+        self.model.train()
+        for step, rows in enumerate(batches):
+            batch = self._dataset.batch(self._train[rows])
+            loss, logits = self._forward(batch, self._outputs)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+            losses[step] = loss.detach()
+            right += (logits.argmax(dim=1) == batch.labels).sum()
+            if time.monotonic() - looked > SECONDS_BETWEEN_LOOKS:
+                self._require_finite(number, losses[: step + 1], batches)
+                looked, shown["loss"] = time.monotonic(), f"{float(losses[: step + 1].mean()):.3f}"
+            progress.update(len(rows), **shown)
+        self._require_finite(number, losses, batches)
+        sizes = torch.tensor([len(rows) for rows in batches], device=self._device)
+        count = len(self._train)
+        return {"train_loss": float((losses * sizes).sum()) / count, "train_accuracy": int(right) / count}
+
+    def _forward(self, batch: Batch, outputs: Callable[..., HeadOutput]) -> tuple[Tensor, Tensor]:
+        with torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None):
+            output = outputs(batch.text, batch.image, batch.present)
+        return self.model.loss(output, batch.labels, self.class_weights), output.logits
+
+    @torch.inference_mode()
+    def validate(self, number: int) -> dict[str, Any]:
+        """Loss, accuracy and macro F1 on the validation part after epoch `number`; None each where there is none."""
+        if not len(self._val):
+            return dict.fromkeys(("val_loss", "val_accuracy", "val_macro_f1"))
+        self.model.eval()
+        total = 0.0
+        predictions, labels = [], []
+        for rows in batches_in_order_of_length(self._dataset.lengths[self._val], VALIDATION_BATCH_SIZE):
+            batch = self._dataset.batch(self._val[rows])
+            loss, logits = self._forward(batch, self.model.outputs)
+            total += float(loss) * len(rows)
+            predictions.append(logits.argmax(dim=1).cpu().numpy())
+            labels.append(batch.labels.cpu().numpy())
+        if not math.isfinite(total):
+            raise self._not_finite(f"epoch {number}: the validation loss is {total}")
+        classes = self.model.config.classes
+        found = scores(confusion_matrix(np.concatenate(labels), np.concatenate(predictions), classes))
+        return {
+            "val_loss": total / len(self._val),
+            "val_accuracy": float(found.accuracy),
+            "val_macro_f1": float(found.macro_f1),
+        }
+
+    def _require_finite(self, number: int, losses: Tensor, batches: list[Rows]) -> None:
+        bad = torch.nonzero(~losses.isfinite())
+        if not len(bad):
+            return
+        step = int(bad[0])
+        rows = self._train[batches[step]]
+        image = self._dataset.batch(rows).image.flatten(1).isfinite().all(dim=1)
+        if not image.all():
+            first = self._dataset.ids[int(rows[int(torch.nonzero(~image)[0])])]
+            raise UserError(
+                f"the cached image features of {first} are not finite: check the feature file with "
+                "extract_features.py --verify, or make it anew with --rebuild --dtype float32"
+            )
+        raise self._not_finite(f"epoch {number}, step {step + 1} of {len(batches)}: the loss is {float(losses[step])}")
+
+    def _not_finite(self, what: str) -> UserError:
+        kept = "the epochs before are kept" if self._autocast is None else "the epochs before are kept; or float32"
+        return UserError(f"{what}: train with a lower `lr` than {self._config.lr:g} in another `run` ({kept})")
+
+    def _inverse_frequencies(self) -> Tensor:
+        """Weight of each class, (c,), n / (c * its count): 1 on average over the training pairs."""
+        labels = self._dataset.labels[torch.from_numpy(self._train).to(self._device)]
+        counts = torch.bincount(labels, minlength=self.model.config.classes).clamp_min(1)
+        return len(labels) / (len(counts) * counts.float())

@@ -1,0 +1,48 @@
+"""Checks of a config's values, in messages that name the parameter: the command line shows it as the flag."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args, get_origin, get_type_hints
+
+from frozenfusion.utils.errors import UsageError
+
+
+def at_least(name: str, value: float, bound: float) -> None:
+    """Raise UsageError for what is no number, or below `bound`."""
+    _number(name, value)
+    if not value >= bound:
+        raise UsageError(f"`{name}` must be at least {bound}, not {value}")
+
+
+def at_most(name: str, value: float, bound: float) -> None:
+    """Raise UsageError for what is no number, or above `bound`."""
+    _number(name, value)
+    if not value <= bound:
+        raise UsageError(f"`{name}` must be at most {bound}, not {value}")
+
+
+def below(name: str, value: float, bound: float) -> None:
+    """Raise UsageError for what is no number, or `bound` or more."""
+    _number(name, value)
+    if not value < bound:
+        raise UsageError(f"`{name}` must be below {bound}, not {value}")
+
+
+def whole(name: str, value: int, bound: int) -> None:
+    """Raise UsageError for what is no whole number, or below `bound`."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise UsageError(f"`{name}` must be a whole number, not {value!r}")
+    at_least(name, value, bound)
+
+
+def one_of(config: object, name: str) -> None:
+    """Raise UsageError unless the field `name` of a dataclass has one of the values that its Literal lists."""
+    value, kind = getattr(config, name), get_type_hints(type(config))[name]
+    allowed = [each for part in (kind, *get_args(kind)) if get_origin(part) is Literal for each in get_args(part)]
+    if value not in allowed:
+        raise UsageError(f"`{name}` must be one of {', '.join(map(str, allowed))}, not {value!r}")
+
+
+def _number(name: str, value: float) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise UsageError(f"`{name}` must be a number, not {value!r}")

@@ -1,0 +1,55 @@
+"""Where to compute, and in which arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from frozenfusion.utils.errors import UsageError
+from frozenfusion.utils.messages import first_line
+from frozenfusion.utils.progress import log
+
+_CPU_BF16 = ("amx_bf16", "avx512_bf16", "bf16")  # instructions that multiply in bf16; emulation is slower than float32
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called so; auto is the first GPU, else the CPU. Raises UsageError for one that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(f"`device={name}`: cannot be used here ({first_line(error)}): try auto or cpu") from error
+    return device
+
+
+def computes_in_bf16(device: torch.device) -> bool:
+    """Whether the hardware itself multiplies in bf16."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = cpu_capabilities()
+    return device.type == "cpu" and any(capabilities.get(name) for name in _CPU_BF16)
+
+
+def cpu_capabilities() -> Mapping[str, Any]:
+    """The CPU's instructions by torch's names for them; nothing before torch 2.11, which cannot tell."""
+    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return capabilities
+
+
+def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
+    """What torch.autocast is to compute in for a `precision`, None for float32."""
+    if precision == "float32" or (precision == "auto" and not computes_in_bf16(device)):
+        return None
+    if not computes_in_bf16(device):
+        log.warning("this %s has no bf16 instructions: `precision=bf16` works, slower than float32", device.type)
+    return torch.bfloat16
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the device's memory did not suffice."""
+    told = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # the CPU's allocator
+    return told or isinstance(error, torch.OutOfMemoryError | MemoryError)

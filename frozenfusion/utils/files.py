@@ -1,0 +1,157 @@
+"""Files that are whole or not there at all, and file errors in a user's words."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from frozenfusion.utils.errors import UserError
+
+MAX_JSON_BYTES = 256 * 2**20
+
+_ADVICE = {
+    errno.ENOSPC: "the disk is full: make room and run the same command again",
+    errno.EDQUOT: "the disk quota is used up: make room and run the same command again",
+    errno.EFBIG: "the file would pass the file-size limit: raise it (ulimit -f) and run the same command again",
+    errno.EROFS: "the file system is read-only: choose a folder that can be written",
+    errno.EACCES: "permission denied: choose a path that you may use",
+    errno.EPERM: "permission denied: choose a path that you may use",
+    errno.ENOENT: "no such file or folder: check the path",
+    errno.ENOTDIR: "a part of the path is not a folder: check the path",
+    errno.EISDIR: "this is a folder, a file was expected: check the path",
+}
+
+
+def file_error(error: OSError, path: str | os.PathLike[str]) -> UserError:
+    """The user's version of an operating-system error on `path`."""
+    advice = _ADVICE.get(error.errno or 0, f"{error.strerror or error}: check the path and run again")
+    if os.name == "nt" and isinstance(error, PermissionError):
+        advice = "open in another program, or not yours to write: close it there and run the same command again"
+    return UserError(f"{path}: {advice}")
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn operating-system errors inside the block into a UserError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise file_error(error, path) from error
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `path` that takes its place when the block ends without an error.
+
+    Readers see the old file or the new one, never a part. Raises UserError where the disk says no.
+    """
+    path = Path(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp{path.suffix}")
+        try:
+            temporary.touch(exist_ok=False)
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Write a whole file or none of it: text as UTF-8, bytes as they are."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def link_or_copy(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Give a file a second name, atomically; where the file system cannot, a copy.
+
+    Only for files that are always replaced whole: a write in place would change both.
+    """
+    with replacing(target) as temporary:
+        temporary.unlink()
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read a JSON file of bounded size. Raises UserError for a missing, huge or malformed one."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MAX_JSON_BYTES + 1)
+    except OSError as error:
+        raise file_error(error, path) from error
+    if len(content) > MAX_JSON_BYTES:
+        raise UserError(f"{path}: larger than {MAX_JSON_BYTES // 2**20} MiB, which no file of ours is: check the path")
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}): restore or remove the file") from error
+
+
+# What a system has of these: not to wait on a pipe, not to lend the handle to children, and bytes as they are.
+_READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+
+_WINDOWS_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)\s*(\.|$)|.*:", re.IGNORECASE | re.DOTALL)
+
+
+def is_windows_device(name: str) -> bool:
+    """Whether a file name means no file of its own on Windows: a device (NUL.txt), a stream of another file (a:b)."""
+    return _WINDOWS_DEVICE.match(name) is not None
+
+
+def sync_folder(folder: Path) -> None:
+    """Return when the names in a folder are on the disk, where the system can tell: Windows cannot."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class NotRegularError(OSError):
+    """A path that is there but is a folder, a pipe or a device."""
+
+
+class TooLargeError(OSError):
+    """A file with more bytes than the caller reads."""
+
+
+def read_regular_file(path: str | os.PathLike[str], limit: int) -> bytes:
+    """Read a regular file of at most `limit` bytes; never waits on a pipe or a device.
+
+    Raises OSError: NotRegularError, TooLargeError, or what the operating system says.
+    """
+    if os.name == "nt" and is_windows_device(os.path.basename(path)):
+        raise NotRegularError("not a regular file")
+    handle = os.open(path, _READ)
+    try:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise NotRegularError("not a regular file")
+        if status.st_size > limit:
+            raise TooLargeError(f"{status.st_size:,} bytes, more than {limit:,}")
+        with open(handle, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(handle)

@@ -1,0 +1,56 @@
+"""One writer at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from frozenfusion.utils.errors import UserError
+from frozenfusion.utils.files import writing
+
+PATIENCE = 0.2  # seconds for a holder that is just letting go
+
+
+class WriterLock:
+    """Holds `PATH.lock` until released, or until the process ends. Readers take no lock.
+
+    Raises UserError, with the holder's process id where it is known, if another writer holds it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path.with_name(path.name + ".lock")
+        with writing(self._path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(self._path, thread_local=False)
+            try:
+                self._lock.acquire(timeout=PATIENCE)
+            except Timeout as error:
+                raise UserError(f"{path}: {self._holder()} is writing it: wait until that ends, or stop it") from error
+        with contextlib.suppress(OSError):  # a courtesy to the second writer; a full disk must not stop the first
+            told = self._path.read_bytes()
+            if not told.strip() or told.strip().isdigit():  # else the library's own, where a file system has no locks
+                self._path.write_text(str(os.getpid()), encoding="ascii")
+
+    def release(self) -> None:
+        """Let the next writer in and take the lock file away."""
+        if not self._lock.is_locked:
+            return
+        if os.name != "nt":  # while it is held, so that nobody's new lock is taken away
+            self._unlink()
+        self._lock.release()
+        if os.name == "nt":  # Windows deletes no open file, and so nobody's held lock
+            self._unlink()
+
+    def _unlink(self) -> None:
+        with contextlib.suppress(OSError):
+            self._path.unlink()
+
+    def _holder(self) -> str:
+        try:
+            told = self._path.read_bytes()[:20].decode(errors="replace").strip()
+        except OSError:  # Windows lets nobody read a locked file
+            told = ""
+        return f"process {told}" if told.isdecimal() else "another process"

@@ -1,0 +1,75 @@
+"""Tensors on the disk, as safetensors and never as pickle, and the digest that names them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from frozenfusion.utils.errors import UserError
+from frozenfusion.utils.files import write_atomically
+
+
+def weights_sha256(state: Mapping[str, Tensor], recipe: str = "") -> str:
+    """SHA-256 of names, types, shapes and values: the same for the same weights, whatever file or device they are on.
+
+    `recipe` is hashed in front: what the numbers depend on beside their values.
+    """
+    digest = hashlib.sha256(recipe.encode())
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file whole or not at all. Raises UserError where the disk says no."""
+    # as bytes: safetensors' own writer reports a full disk as an error of its own, without the cause
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, save(state, {"format": "pt", **metadata}))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises UserError for a missing or damaged one."""
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no weights there: finish the training first, or check the path") from error
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: damaged, or not a safetensors file ({error}): restore it") from error
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file; nothing where it cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError):
+        return {}
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: Path, own: Mapping[str, Tensor] | None = None) -> None:
+    """Put `tensors`, read from `path`, into a module, of whose state they are to fill `own` (by default all).
+
+    Raises UserError, naming the first difference, unless names and shapes are the same.
+    """
+    own = module.state_dict() if own is None else own
+    difference = first_difference(tensors, own)
+    if difference:
+        raise UserError(f"{path}: weights of another architecture ({difference}): use those of this run")
+    module.load_state_dict(tensors, strict=False)
+
+
+def first_difference(there: Mapping[str, Tensor], here: Mapping[str, Tensor]) -> str | None:
+    """Where two sets of tensors first differ in name or shape, in words; None where they do not."""
+    for name in sorted(here.keys() | there.keys()):
+        found, wanted = (tuple(side[name].shape) if name in side else "missing" for side in (there, here))
+        if found != wanted:
+            return f"{name} is {found} there, {wanted} here"
+    return None

@@ -1,0 +1,60 @@
+"""Networks of a user's own: a module of torch, run as it is.
+
+Shapes: b images, s pixels per side, d features, r image regions, h × w the feature map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from frozenfusion.utils.errors import UserError
+from frozenfusion.utils.tensors import weights_sha256
+from frozenfusion.vision.network import FrozenNetwork
+
+
+class PlainNetwork(FrozenNetwork):
+    """A module of torch as it is: normalised images (b, 3, s, s) in, a feature map (b, d, h, w) out."""
+
+    def __init__(self, module: nn.Module, pool: str, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__(pool, mean, std)
+        self.module = module
+        self.freeze()
+
+    def feature_map(self, x: Tensor) -> Tensor:
+        """What the module makes of normalised images."""
+        found: Tensor = self.module(x)
+        if found.dim() != 4:
+            raise UserError(
+                f"the network gives {tuple(found.shape)}, not a feature map (b, d, h, w): see docs/backbones.md"
+            )
+        return found
+
+
+class PlainEncoder:
+    """A network that a registered function made: see `register_backbone`."""
+
+    def __init__(self, name: str, module: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        if not isinstance(module, nn.Module):
+            raise UserError(f"backbone {name}: its function returned {type(module).__name__}, not a torch.nn.Module")
+        self._name, self._module, self._mean, self._std = name, module, mean, std
+        self.normalisation = f"mean {' '.join(map(str, mean))}, std {' '.join(map(str, std))}"
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """What names the weights in a fingerprint."""
+        return weights_sha256(self._module.state_dict())
+
+    def feature_shape(self, pool: str, image_size: int) -> tuple[int, ...]:
+        """(d,) for pool="avg", (r, d) for pool="none": of one black image, tried out."""
+        picture = torch.zeros(1, image_size, image_size, 3, dtype=torch.uint8)
+        with torch.inference_mode():
+            features = self.build(pool, image_size)(picture)
+        return tuple(features.shape[1:])
+
+    def build(self, pool: str, image_size: int) -> PlainNetwork:
+        """The network as it is run."""
+        return PlainNetwork(self._module, pool, self._mean, self._std)

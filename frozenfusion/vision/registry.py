@@ -1,0 +1,115 @@
+"""The frozen image networks there are: what `backbone` can name, and how another one is added.
+
+Shapes: b images, s pixels per side, d features, r image regions, h × w the feature map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from frozenfusion.utils.errors import UsageError
+from frozenfusion.utils.plugins import Registry
+from frozenfusion.vision.pixels import IMAGENET_MEAN, IMAGENET_STD
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from frozenfusion.vision.network import FrozenNetwork
+
+
+EFFICIENTNETS = tuple(f"efficientnet-b{size}" for size in range(8))
+
+
+class Encoder(Protocol):
+    """A network with its weights, described: cheap until it is built."""
+
+    normalisation: str  # of pixels, as the fingerprint names it
+
+    @property
+    def weights_sha256(self) -> str:
+        """What names the weights in the fingerprint."""
+
+    def feature_shape(self, pool: str, image_size: int) -> tuple[int, ...]:
+        """(d,) for pool="avg", (r, d) for pool="none"."""
+
+    def build(self, pool: str, image_size: int) -> FrozenNetwork:
+        """The network as it is run."""
+
+
+NetworkFunction = Callable[[str], "nn.Module"]
+Function = TypeVar("Function", bound=NetworkFunction)
+
+
+@dataclass(frozen=True)
+class _Registered:
+    """What `register_backbone` was told."""
+
+    network: NetworkFunction
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+BACKBONES: Registry[_Registered] = Registry("backbone", "frozenfusion.backbones")
+
+
+def register_backbone(
+    name: str, *, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
+) -> Callable[[Function], Function]:
+    """Decorator that makes a function's network a value of `backbone`.
+
+    The function takes `weights` (the option: "imagenet", "random", or a file's path, as it likes) and returns a
+    `torch.nn.Module` that turns images, float32 (b, 3, s, s), into a feature map (b, d, h, w). It is run frozen, in
+    evaluation mode.
+
+    Args:
+        name: the value of `backbone`.
+        mean, std: of RGB in [0, 1], by which images are normalised.
+
+    Raises:
+        UsageError: the name is taken, or could not stand for a folder.
+
+    Example::
+
+        @ff.register_backbone("my-network")
+        def my_network(weights: str) -> torch.nn.Module:
+            network = MyNetwork()
+            network.load_state_dict(safetensors.torch.load_file(weights))
+            return network.features
+    """
+
+    def add(function: Function) -> Function:
+        if name in EFFICIENTNETS:
+            raise UsageError(f"backbone {name!r} is built in: choose another name")
+        BACKBONES.add(name, _Registered(function, tuple(mean), tuple(std)), function)
+        return function
+
+    return add
+
+
+def backbone_names() -> list[str]:
+    """What `backbone` can name: the built-in networks, those registered, those of installed packages."""
+    return [*EFFICIENTNETS, *BACKBONES.names()]
+
+
+def check_backbone(name: str) -> None:
+    """Raise UsageError, with the names there are, for an unknown one."""
+    if name not in EFFICIENTNETS and BACKBONES.get(name) is None:
+        raise UsageError(
+            f"`backbone={name}`: no such image network: choose from {', '.join(backbone_names())}, or register it"
+        )
+
+
+def load_encoder(name: str, weights: str) -> Encoder:
+    """The network `name` with `weights`. Raises UserError if either cannot be had."""
+    check_backbone(name)
+    if name in EFFICIENTNETS:
+        from frozenfusion.vision.efficientnet import EfficientNetEncoder
+
+        return EfficientNetEncoder(name, weights)
+    from frozenfusion.vision.plain import PlainEncoder
+
+    registered = BACKBONES.get(name)
+    assert registered is not None  # check_backbone
+    return PlainEncoder(name, registered.network(weights), registered.mean, registered.std)

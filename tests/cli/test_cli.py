@@ -1,0 +1,209 @@
+"""Flags, configuration files, exit statuses: what the three scripts share."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from frozenfusion.cli import parsing as cli
+from frozenfusion.cli.evaluate import EvaluateOptions
+from frozenfusion.cli.extract import ExtractOptions
+from frozenfusion.cli.sample import SampleOptions
+from frozenfusion.cli.train import TrainOptions
+from frozenfusion.cli.wording import worded
+from frozenfusion.utils.errors import UserError
+
+SCRIPTS = ("extract_features.py", "train_head.py", "evaluate.py")
+
+
+def exit_status(kind, arguments, main=lambda options: ""):
+    return cli.run(kind, main, arguments, "script.py")
+
+
+def test_the_defaults_are_the_reference_recipe():
+    options = cli.parse(TrainOptions, ["data"])
+    assert (options.lr, options.weight_decay, options.batch_size, options.epochs) == (1e-4, 1e-6, 8, 11)
+    assert (options.text_encoder, options.max_length, options.fusion) == ("albert-base-v2", 128, ("concat",))
+    options = cli.parse(ExtractOptions, ["data"])
+    assert (options.backbone, options.image_size, options.pool) == ("efficientnet-b7", 224, "avg")
+
+
+def test_flags_take_several_values():
+    options = cli.parse(TrainOptions, ["data", "--fusion", "concat", "gated", "--seeds", "0", "1", "2"])
+    assert options.fusion == ("concat", "gated")
+    assert options.seeds == (0, 1, 2)
+
+
+def test_the_last_path_of_an_evaluation_is_the_data():
+    options = cli.parse(EvaluateOptions, ["runs/a", "runs/b", "data"])
+    assert options.paths == (Path("runs/a"), Path("runs/b"), Path("data"))
+
+
+def test_a_configuration_file_gives_options_and_flags_win(tmp_path):
+    file = tmp_path / "options.yaml"
+    file.write_text("data: posts\nbatch-size: 16\nfreeze_text: true\nseeds: [3, 4]\nalpha: learned\nrun: null\n")
+    options = cli.parse(TrainOptions, ["--config", str(file), "--batch-size", "4"])
+    assert (options.data, options.batch_size, options.freeze_text) == (Path("posts"), 4, True)
+    assert (options.seeds, options.alpha, options.run) == ((3, 4), "learned", None)
+    assert cli.parse(TrainOptions, [f"--config={file}", "others"]).data == Path("others")
+
+
+def test_a_configuration_without_data_leaves_data_required(tmp_path):
+    file = tmp_path / "options.yaml"
+    file.write_text("epochs: 2\n")
+    assert cli.parse(TrainOptions, ["posts", "--config", str(file)]).epochs == 2
+    assert exit_status(TrainOptions, ["--config", str(file)]) == 2
+
+
+def test_the_configuration_saved_with_a_run_is_one(tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text('{"format": 1, "options": {"data": "posts", "lr": 0.01}, "model": {}}')
+    assert cli.parse(TrainOptions, ["--config", str(file)]).lr == 0.01
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("epoch: 3\n", "unknown option 'epoch'"),
+        ("epochs: three\n", "three"),
+        ("- epochs\n", "option: value"),
+        ("a: [", "not valid YAML"),
+        ("import: my_heads.py\n", "on the command line alone"),
+        ("!!python/object/apply:os.system ['touch hacked']", "not valid YAML"),
+    ],
+)
+def test_a_wrong_configuration_is_named_with_its_file(tmp_path, capsys, content, said):
+    file = tmp_path / "options.yaml"
+    file.write_text(content)
+    assert exit_status(TrainOptions, ["data", "--config", str(file)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {file}: ")
+    assert said in error
+
+
+def test_a_missing_configuration_is_an_error(tmp_path, capsys):
+    assert exit_status(TrainOptions, ["data", "--config", str(tmp_path / "none.yaml")]) == 2
+    assert "none.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "said"),
+    [
+        (TrainOptions, ["data", "--epochs", "0"], "--epochs must be at least 1, not 0"),
+        (TrainOptions, ["data", "--val-fraction", "1"], "--val-fraction must be below 1"),
+        (TrainOptions, ["data", "--lr", "nan"], "--lr must be at least 0, not nan"),
+        (TrainOptions, ["data", "--lr", "fast"], "--lr"),
+        (TrainOptions, ["data", "--alpha", "2"], "--alpha must be at most 1"),
+        (TrainOptions, ["data", "--seeds", "1", "1"], "names a seed twice"),
+        (TrainOptions, ["data", "--epoch", "1"], "--epoch"),
+        (TrainOptions, [], "folder or manifest"),
+        (ExtractOptions, ["data", "--image-size", "8"], "--image-size must be at least 32"),
+        (ExtractOptions, ["data", "--batch-size", "0"], "--batch-size must be at least 1"),
+        (ExtractOptions, ["data", "--rebuild", "--resume", "never"], "--resume never"),
+        (ExtractOptions, ["data", "--max-pixels", "300000000"], "--max-pixels must be at most 178956970"),
+        (ExtractOptions, ["cache.h5", "--info", "--verify"], "give one of the two"),
+        (ExtractOptions, ["cache.h5", "--info", "--rebuild"], "--info only looks at a feature file"),
+        (ExtractOptions, ["data", "--backbone", "vgg"], "--backbone vgg: no such image network"),
+        (TrainOptions, ["data", "--head-option", "layers"], "--head-option layers: expected NAME=VALUE"),
+        (TrainOptions, ["data", "--head-option", "alpha=0.3"], "give --alpha"),
+        (TrainOptions, ["data", "--seed", "-1"], "--seed must be at least 0, not -1"),
+        (EvaluateOptions, ["data"], "run folders and then the data"),
+        (EvaluateOptions, ["run", "data", "--split", "half"], "--split"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_status_2(capsys, kind, arguments, said):
+    assert exit_status(kind, arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert said in error
+
+
+def test_an_expected_failure_is_one_line_and_status_1(capsys):
+    def fail(options):
+        raise UserError("cache/x.h5: not\nthere: run extract_features.py")
+
+    assert exit_status(TrainOptions, ["data"], fail) == 1
+    assert capsys.readouterr().err == "error: cache/x.h5: not there: run extract_features.py\n"
+
+
+def test_debug_shows_the_traceback(capsys):
+    def fail(options):
+        raise UserError("no")
+
+    assert exit_status(TrainOptions, ["data", "--debug"], fail) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_interruption_is_status_130(capsys):
+    def interrupted(options):
+        raise KeyboardInterrupt
+
+    assert exit_status(TrainOptions, ["data"], interrupted) == 130
+    assert "kept" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_and_wrong_usage_do_not_import_torch(script):
+    code = (
+        "import runpy, sys\n"
+        "sys.argv = sys.argv[1:]\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as stop: print('status', stop.code)\n"
+        "assert not {'torch', 'transformers', 'h5py'} & set(sys.modules)\n"
+    )
+    for arguments, status in ((["--help"], "0"), (["data", "--nonsense"], "2")):
+        done = subprocess.run(
+            [sys.executable, "-c", code, script, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert f"status {status}" in done.stdout
+
+
+def test_the_library_imports_without_torch():
+    code = "import frozenfusion, sys; assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("kind", [ExtractOptions, TrainOptions, EvaluateOptions, SampleOptions])
+def test_every_option_is_in_one_group_of_the_help(kind):
+    listed = [name for names in kind.groups.values() for name in names]
+    fields = {field.name for field in dataclasses.fields(kind) if field.default is not dataclasses.MISSING}
+    assert len(listed) == len(set(listed))
+    assert set(listed) == fields - {"head_options"}  # what head_option says
+
+
+def test_help_shows_the_groups():
+    done = subprocess.run([sys.executable, "train_head.py", "--help"], cwd=ROOT, capture_output=True, text=True)
+    for group in TrainOptions.groups:
+        assert f"─ {group} options ─" in done.stdout
+
+
+def test_one_command_has_all_of_them(tmp_path):
+    def run(*words):
+        return subprocess.run(
+            [sys.executable, "-m", "frozenfusion", *words], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+
+    assert "evaluate" in run().stdout
+    assert run("--version").stdout.startswith("frozenfusion 0.2")
+    assert run("extarct").returncode == 2
+    assert run("sample", str(tmp_path / "sample"), "--pairs", "40").returncode == 0
+    told = run("extract", str(tmp_path / "sample"), "--cache", "x.h5", "--image-size", "8").stderr
+    assert told == "error: --image-size must be at least 32, not 8\n"
+    assert "frozenfusion train" in run("train", "--help").stdout
+
+
+def test_messages_speak_the_language_of_who_reads_them():
+    told = "`lr` is 1 and `strict=True`, `resume=never`, `no_flag`: run python extract_features.py DATA"
+    assert worded(told, TrainOptions, "train_head.py") == (
+        "--lr is 1 and `strict=True`, --resume never, `no_flag`: run python extract_features.py DATA"
+    )
+    assert worded("`features`: `head=x`, `rebuild=True`: python evaluate.py", ExtractOptions, "frozenfusion train") == (
+        "--cache: --fusion x, --rebuild: frozenfusion evaluate"
+    )

@@ -1,0 +1,156 @@
+"""extract_features.py as a process: killed, interrupted, started twice, out of disk."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+from frozenfusion.store.reader import FeatureStore
+from frozenfusion.utils.errors import UserError
+
+IMAGES = 60
+LONG_AT_WORK = ("--image-size", "320")  # many times as long as it takes until the first rows are ok
+KILLS = 6
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("posts")
+    random_pixels = np.random.default_rng(0)
+    for number in range(IMAGES):
+        pixels = random_pixels.integers(0, 255, (60, 60, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"p{number:02d}.png")
+    (folder / "p30.png").write_bytes(b"<html>")
+    return folder
+
+
+def started(data, cache, *arguments, **options):
+    command = [sys.executable, "extract_features.py", data, "--cache", cache, "--backbone", "efficientnet-b0"]
+    command += ["--weights", "random", "--image-size", "160", "--batch-size", "2", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        list(map(str, command)), cwd=ROOT, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
+    )  # fmt: skip
+
+
+def finished(process):
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def wait_for_rows(process, cache, count):
+    """Until so many rows are ok, or the process has ended."""
+    while process.poll() is None:
+        try:
+            if FeatureStore(cache).counts()["ok"] >= count:
+                return
+        except UserError:
+            pass
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data, tmp_path_factory):
+    cache = tmp_path_factory.mktemp("whole") / "features.h5"
+    status, out, err = finished(started(data, cache))
+    assert status == 0, err
+    assert f"{IMAGES - 1} ok" in out
+    return FeatureStore(cache)
+
+
+def test_killed_at_random_moments_and_resumed_it_ends_as_if_uninterrupted(data, uninterrupted, tmp_path):
+    cache, moments, begun = tmp_path / "features.h5", random.Random(0), []
+    for kill in range(KILLS):
+        process = started(data, cache)
+        wait_for_rows(process, cache, kill * IMAGES // KILLS)
+        time.sleep(moments.random() * 0.3)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        if cache.exists():
+            store = FeatureStore(cache)
+            ok = store.status == 1
+            begun.append(int(ok.sum()))
+            assert np.array_equal(store.features[ok], uninterrupted.features[ok])
+    assert begun == sorted(begun)  # nothing finished was lost
+    assert finished(started(data, cache))[0] == 0
+    store = FeatureStore(cache)
+    for name in ("ids", "features", "status", "digest", "crc32", "stat"):
+        assert np.array_equal(getattr(store, name), getattr(uninterrupted, name)), name
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["features.bad.csv", "features.h5"]
+
+
+def test_interrupted_it_keeps_its_rows_and_says_so(data, tmp_path):
+    cache = tmp_path / "features.h5"
+    process = started(data, cache, *LONG_AT_WORK)
+    wait_for_rows(process, cache, 1)
+    process.send_signal(signal.SIGINT)
+    status, _, err = finished(process)
+    assert status == 130
+    assert "kept" in err.splitlines()[-1]
+    assert "Traceback" not in err
+    assert FeatureStore(cache).counts()["ok"] >= 1
+
+
+def test_a_second_writer_is_refused_and_the_first_goes_on(data, tmp_path):
+    cache = tmp_path / "features.h5"
+    first = started(data, cache, *LONG_AT_WORK)
+    wait_for_rows(first, cache, 1)
+    first.send_signal(signal.SIGSTOP)  # so that it is surely still at work
+    status, _, err = finished(started(data, cache, *LONG_AT_WORK))
+    first.send_signal(signal.SIGCONT)
+    assert status == 1
+    assert f"process {first.pid} is writing it" in err.splitlines()[-1]
+    status, out, _ = finished(first)
+    assert status == 0
+    assert f"{IMAGES - 1} ok" in out
+
+
+def test_without_room_it_fails_in_one_line_and_goes_on_once_there_is_some(data, tmp_path):
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    cache = tmp_path / "features.h5"
+    status, _, err = finished(started(data, cache, preexec_fn=limit))
+    assert status == 1
+    assert err.splitlines()[-1].startswith("error: ")
+    assert "file-size limit" in err
+    assert "Traceback" not in err
+    assert not cache.exists()
+    assert finished(started(data, cache))[0] == 0
+
+
+@pytest.mark.parametrize("flag", ["--info", "--verify"])
+def test_what_is_no_folder_and_no_manifest_is_looked_at_as_a_feature_file(flag, uninterrupted, tmp_path):
+    named_otherwise = shutil.copy(uninterrupted.path, tmp_path / "features.backup")
+    done = subprocess.run(
+        [sys.executable, "extract_features.py", flag, named_otherwise], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "features.backup" in done.stdout
+    done = subprocess.run(
+        [sys.executable, "extract_features.py", flag, tmp_path / "nothing.h6"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "nothing.h6: no such feature file" in done.stderr
+
+
+def test_a_reader_that_has_gone_ends_the_program_without_a_traceback(uninterrupted):
+    process = subprocess.Popen(
+        [sys.executable, "extract_features.py", "--info", uninterrupted.path],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=60) == 1

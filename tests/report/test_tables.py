@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import csv
+import io
+
+import numpy as np
+import pytest
+
+from frozenfusion.evaluation.comparison import Comparison, Estimate, RunResult, compare
+from frozenfusion.evaluation.report import tables
+from frozenfusion.utils.tables import as_text, spreadsheet_safe
+
+NAMES = ("yes", "no")
+LABELS = np.array([0, 1] * 50)
+
+
+def result(head: str, wrong: int, seed: int = 0, validation: float | None = 0.9) -> RunResult:
+    decisions = LABELS.copy()
+    decisions[seed : seed + wrong] = 1 - decisions[seed : seed + wrong]
+    probabilities = np.eye(2)[decisions] * 0.8 + 0.1
+    return RunResult(f"{head}-{seed}", head, "r", probabilities, validation=validation, parameters=1234, seconds=0.5)
+
+
+@pytest.fixture(scope="module")
+def comparison() -> Comparison:
+    runs = [result("concat", 40), result("concat", 44, 1), result("text", 45, 0, 0.6), result("gated", 2, 3, 0.95)]
+    majority = {"majority class": np.tile([0.5, 0.5], (100, 1))}
+    return compare(LABELS, NAMES, runs, majority, reference="concat", resamples=300, seed=0)
+
+
+def test_numbers_are_written_as_people_read_them():
+    assert tables.percent(0.8126) == "81.3"
+    assert tables.percent(None) == "–"
+    assert tables.points(-0.021) == "−2.1"
+    assert tables.points(0.021) == "+2.1"
+    assert tables.p_value(0.0004) == "< 0.001"
+    assert tables.p_value(0.04) == "0.040"
+    assert tables.count(1234567) == "1,234,567"
+    assert tables.seconds(0.0123) == "0.0123"
+    assert tables.seconds(1234.5) == "1,234"
+    assert tables.score(Estimate(0.813, 0.004, 0.789, 0.836)) == "81.3 ± 0.4 (78.9–83.6)"
+    assert tables.score(Estimate(0.813, None, 0.789, 0.836)) == "81.3 (78.9–83.6)"
+
+
+def test_the_terminal_s_table_has_every_row_with_its_seeds_in_straight_columns(comparison: Comparison):
+    lines = as_text(tables.score_table(comparison)).splitlines()
+    assert [line.split("  ")[0] for line in lines[1:]] == ["gated", "concat, 2 seeds", "text", "majority class"]
+    ends = {line.index(")", 30) for line in lines[1:]}
+    assert len(ends) == 1
+
+
+def test_columns_stay_straight_beside_wide_characters():
+    text = as_text([["", "n"], ["积极", "1"], ["ab", "22"]])
+    assert text.splitlines() == ["       n", "积极   1", "ab    22"]
+
+
+def test_conclusions_name_the_choice_the_better_heads_and_the_gain_over_one_modality(comparison: Comparison):
+    said = " ".join(tables.conclusions(comparison, "test"))
+    assert "Chosen by the validation part alone: gated (95.0 % there)" in said
+    assert "The test part had no say" in said
+    assert "gated is better; text cannot be told apart from it" in said
+    assert "Fusion by gated: +43.0 points over text alone (a real difference)" in said
+
+
+@pytest.mark.parametrize(("part", "warning"), [("val", "scores are optimistic"), ("train", "were trained on")])
+def test_conclusions_warn_of_parts_that_flatter(comparison: Comparison, part: str, warning: str):
+    said = " ".join(tables.conclusions(comparison, part))
+    assert warning in said
+    assert "had no say" not in said
+
+
+def test_the_csv_has_plain_numbers_that_a_program_can_read(comparison: Comparison):
+    lines = {line["name"]: line for line in csv.DictReader(io.StringIO(tables.comparison_csv(comparison)))}
+    row = comparison.row("gated")
+    assert float(lines["gated"]["accuracy"]) == pytest.approx(row.figures["accuracy"].mean, rel=1e-5)
+    assert float(lines["gated"]["difference"]) == pytest.approx(0.98 - (0.60 + 0.56) / 2, abs=1e-5)
+    assert lines["gated"]["chosen"] == "1"
+    assert lines["gated"]["parameters"] == "1234"
+    assert lines["majority class"]["seconds_per_epoch"] == ""
+    assert lines["concat"]["reference"] == ""
+
+
+def test_markdown_escapes_what_would_be_markup():
+    names = ("<b>yes", "n|o_*")
+    found = compare(LABELS, names, [result("concat", 10)], {}, reference="concat", resamples=100, seed=0)
+    page = tables.comparison_markdown(found, "<script>alert(1)</script>", "test", ["a [note](x)"])
+    assert "\\<b\\>yes" in page
+    assert "n\\|o\\_\\*" in page
+    assert "# \\<script\\>" in page
+    assert "\\[note\\]" in page
+
+
+@pytest.mark.parametrize(
+    ("cell", "safe"),
+    [
+        ("=cmd|' !A0", "'=cmd|' !A0"),
+        ('=HYPERLINK("x")', '\'=HYPERLINK("x")'),
+        ("@SUM(1,2)", "'@SUM(1,2)"),
+        ("-2+3+cmd|' /C calc'!A0", "'-2+3+cmd|' /C calc'!A0"),
+        ("-5", "-5"),
+        ("+1", "+1"),
+        ("@someone", "@someone"),
+        ("a=b(c)", "a=b(c)"),
+        ("", ""),
+    ],
+)
+def test_cells_that_a_spreadsheet_would_run_are_defused_and_plain_ids_stay(cell: str, safe: str):
+    assert spreadsheet_safe(cell) == safe

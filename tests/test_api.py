@@ -1,0 +1,278 @@
+"""The face that a person calls: the same values as the scripts, whatever a pair lacks."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import frozenfusion as ff
+from frozenfusion.cli import evaluate as evaluate_command
+from frozenfusion.data.images import decode_image
+from frozenfusion.utils.errors import UsageError
+
+SIZE = 64
+IDS = [f"p{number:02d}" for number in range(24)]
+NO_IMAGE, NO_TEXT, BROKEN = "p03", "p05", "p07"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Posts with their pictures, one without a picture, one without a text, one with a broken picture."""
+    folder = tmp_path_factory.mktemp("world")
+    random = np.random.default_rng(0)
+    (folder / "posts").mkdir()
+    with (folder / "posts.csv").open("w", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow(["id", "text", "image", "label"])
+        for number, id in enumerate(IDS):
+            label, word = tiny.LABELS[number % 3], tiny.WORDS[number % 3][0]
+            lines.writerow([id, "" if id == NO_TEXT else f"{word} {tiny.WORDS[1][2]}", f"posts/{id}.png", label])
+            pixels = random.integers(0, 100 + 70 * (number % 3), (80, 60, 3), dtype=np.uint8)
+            if id != NO_IMAGE:
+                Image.fromarray(pixels).save(folder / "posts" / f"{id}.png")
+    (folder / "posts" / f"{BROKEN}.png").write_bytes(b"<html>")
+    tiny.make_text_encoder(folder / "encoder")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pairs(world: Path) -> ff.Pairs:
+    return ff.load_pairs(world / "posts.csv")
+
+
+@pytest.fixture(scope="module")
+def features(world: Path, pairs: ff.Pairs) -> ff.FeatureStore:
+    config = ff.ExtractConfig(image_size=SIZE, batch_size=4, device="cpu")
+    return ff.extract(pairs, world / "features.h5", backbone="efficientnet-b0", weights="random", config=config)
+
+
+def config(world: Path, **changes: object) -> ff.TrainConfig:
+    given = {"epochs": 2, "lr": 1e-3, "val_fraction": 0.2, "precision": "float32", "device": "cpu"}
+    return ff.TrainConfig(text_encoder=str(world / "encoder"), text_weights="random", **(given | changes))
+
+
+@pytest.fixture(scope="module")
+def run(world: Path, pairs: ff.Pairs, features: ff.FeatureStore) -> ff.TrainedRun:
+    return ff.train(pairs, features, head="hybrid", config=config(world), run=world / "runs" / "hybrid")
+
+
+@pytest.fixture(scope="module")
+def model(run: ff.TrainedRun) -> ff.PairClassifier:
+    return ff.PairClassifier.from_pretrained(run)
+
+
+@pytest.fixture(scope="module")
+def expected(world: Path, run: ff.TrainedRun) -> dict[str, list[float]]:
+    """What evaluate.py predicts, by id."""
+    flags = ["--cache", str(world / "features.h5"), "--split", "all", "--precision", "float32", "--device", "cpu"]
+    assert evaluate_command.main([str(run.folder), str(world / "posts.csv"), *flags, "--out", str(world / "out")]) == 0
+    with (world / "out" / "predictions.csv").open(newline="") as file:
+        return {line["id"]: [float(line[f"p_{name}"]) for name in tiny.LABELS] for line in csv.DictReader(file)}
+
+
+def test_the_way_of_the_readme(world: Path, pairs: ff.Pairs, features: ff.FeatureStore, run: ff.TrainedRun):
+    other = ff.train(pairs, features, config=config(world), run=world / "runs" / "concat")
+    evaluation = ff.evaluate([run, world / "runs" / "concat"], pairs, features)
+    names = {line.split()[0] for line in evaluation.table().splitlines()[3:7]}
+    assert names == {"hybrid", "concat", "majority", "TF-IDF"}
+    assert evaluation.comparison is not None
+    assert evaluation.predictions.keys() == {"hybrid", "concat"}
+    assert not (world / "runs" / "comparison").exists()  # nothing is written until it is asked for
+    look = evaluation.save(world / "report")
+    assert look == world / "report" / "report.html"
+    assert look.exists()
+    assert other.folder == world / "runs" / "concat"
+
+
+def test_cached_features_give_what_evaluate_gives_whatever_a_pair_lacks(
+    model: ff.PairClassifier, pairs: ff.Pairs, features: ff.FeatureStore, expected: dict[str, list[float]]
+):
+    some = pairs.select([NO_IMAGE, NO_TEXT, BROKEN, "p00", "p23"])  # in an order of its own
+    found = model.predict_proba(some, features)
+    np.testing.assert_allclose(found, [expected[pair.id] for pair in some], atol=2e-6)
+    assert model.predict(some, features.path) == [tiny.LABELS[row] for row in found.argmax(axis=1)]
+
+
+def test_raw_pairs_give_what_their_cached_features_give(
+    model: ff.PairClassifier, pairs: ff.Pairs, expected: dict[str, list[float]]
+):
+    some = pairs.select([NO_TEXT, NO_IMAGE, "p11", BROKEN])
+    wanted = [expected[pair.id] for pair in some]
+    np.testing.assert_allclose(model.predict_proba(some), wanted, atol=1e-5)
+    texts, images = [pair.text or None for pair in some], [pair.image for pair in some]
+    np.testing.assert_allclose(model.predict_proba(texts=texts, images=images), wanted, atol=1e-5)
+
+
+def test_an_image_may_come_as_a_path_as_bytes_as_a_picture_or_as_pixels(model: ff.PairClassifier, pairs: ff.Pairs):
+    path = pairs.select(["p11"])[0].image
+    picture = Image.open(path)
+    forms = [path, str(path), path.read_bytes(), picture, np.asarray(picture)]
+    found = model.predict_proba(texts=["sun"] * len(forms), images=forms)
+    np.testing.assert_allclose(found, found[:1].repeat(len(forms), axis=0), atol=1e-5)
+    assert decode_image(path.read_bytes(), SIZE).shape == (SIZE, SIZE, 3)
+
+
+def test_one_modality_alone_is_a_pair_that_lacks_the_other(
+    model: ff.PairClassifier, pairs: ff.Pairs, expected: dict[str, list[float]]
+):
+    (no_image,) = pairs.select([NO_IMAGE])
+    np.testing.assert_allclose(model.predict_proba(texts=[no_image.text]), [expected[NO_IMAGE]], atol=2e-6)
+    (no_text,) = pairs.select([NO_TEXT])
+    np.testing.assert_allclose(model.predict_proba(images=[no_text.image]), [expected[NO_TEXT]], atol=1e-5)
+
+
+def test_an_id_that_the_features_do_not_have_is_an_error_as_in_evaluate(
+    model: ff.PairClassifier, features: ff.FeatureStore, pairs: ff.Pairs
+):
+    stranger = ff.Pair("new", "sun", Path("new.png"), None, None)
+    with pytest.raises(ff.UserError, match=r"lacks 1 of the 2 pairs that are needed \(new\): add them with"):
+        model.predict([pairs[0], stranger], features)
+
+
+def test_what_cannot_be_asked_is_told(model: ff.PairClassifier, pairs: ff.Pairs, features: ff.FeatureStore):
+    for given in ({}, {"pairs": pairs, "texts": ["a"]}):
+        with pytest.raises(ValueError, match="give pairs, or texts and images"):
+            model.predict(**given)
+    with pytest.raises(ValueError, match="2 texts and 1 images"):
+        model.predict(texts=["a", "b"], images=[None])
+    with pytest.raises(ValueError, match="a list of pairs"):
+        model.predict(pairs[0], features)
+    assert model.predict([], features) == []
+
+
+def test_features_of_another_network_are_refused(model: ff.PairClassifier, pairs: ff.Pairs, tmp_path: Path):
+    tiny.make_store(tmp_path / "other.h5", ids=IDS)
+    with pytest.raises(ff.UserError, match="holds other image features than the model was trained on"):
+        model.predict(pairs, tmp_path / "other.h5")
+
+
+def test_a_network_that_cannot_be_had_is_told_with_what_to_fetch(
+    run: ff.TrainedRun, pairs: ff.Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    moved = ff.PairClassifier.from_pretrained(run, image_weights="imagenet")
+    with pytest.raises(ff.UserError, match=r"image network of the model is needed.*fetch https.*`image_weights`"):
+        moved.predict(pairs)
+    other = tmp_path / "other.safetensors"
+    from frozenfusion.vision.efficientnet import load_weights
+
+    save_file(load_weights("efficientnet-b0", "random", seed=5), other)
+    with pytest.raises(ff.UserError, match="is not the network that the model was trained with"):
+        ff.PairClassifier.from_pretrained(run, image_weights=str(other)).predict(pairs)
+
+
+def test_a_saved_model_is_the_model(
+    model: ff.PairClassifier, pairs: ff.Pairs, features: ff.FeatureStore, tmp_path: Path
+):
+    model.save_pretrained(tmp_path / "copy")
+    again = ff.PairClassifier.from_pretrained(str(tmp_path / "copy"))
+    np.testing.assert_array_equal(again.predict_proba(pairs, features), model.predict_proba(pairs, features))
+    assert not again.training
+    evaluation = ff.evaluate(tmp_path / "copy", pairs, features)  # it has no split: all pairs are new to it
+    assert evaluation.inputs.selection.name == "new"
+
+
+def test_predicting_leaves_a_model_in_training_as_it_was(
+    run: ff.TrainedRun, pairs: ff.Pairs, features: ff.FeatureStore
+):
+    model = ff.PairClassifier.from_pretrained(run).train()
+    state = torch.get_rng_state()
+    first, second = (model.predict_proba(pairs, features) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_training_leaves_the_random_numbers_of_its_caller_alone(
+    world: Path, pairs: ff.Pairs, features: ff.FeatureStore, tmp_path: Path
+):
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    ff.train(pairs, features, "image", config=config(world, epochs=1), run=tmp_path / "run")
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_name_that_is_no_folder_is_looked_for_on_the_hub(monkeypatch: pytest.MonkeyPatch, run: ff.TrainedRun):
+    import huggingface_hub
+
+    with pytest.raises(ff.UserError, match=r"someone/model: no such folder, and it could not be fetched"):
+        ff.PairClassifier.from_pretrained("someone/model")
+    asked = []
+
+    def snapshot(name: str, **given: object) -> str:
+        asked.append((name, given["allow_patterns"]))
+        return str(run.folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    assert ff.PairClassifier.from_pretrained("someone/model").config.fusion == "hybrid"
+    assert asked[0][0] == "someone/model"
+    assert "*.py" not in asked[0][1]
+
+
+def test_a_sweep_and_a_split_of_one_s_own(world: Path, pairs: ff.Pairs, features: ff.FeatureStore, tmp_path: Path):
+    split = ff.Split("mine", 0, train=IDS[:16], val=IDS[16:20], test=IDS[20:])
+    runs = ff.sweep(
+        pairs, features, ["image", "text"], seeds=[0, 1], config=config(world), folder=tmp_path / "sweep", split=split
+    )
+    assert [run.folder.name for run in runs] == ["image-seed0", "image-seed1", "text-seed0", "text-seed1"]
+    evaluation = ff.evaluate(tmp_path / "sweep", pairs, features)
+    assert evaluation.inputs.selection.ids == IDS[20:]
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: ff.TrainConfig(epochs=0), "`epochs` must be at least 1, not 0"),
+        (lambda: ff.TrainConfig(epochs=False), "`epochs` must be a whole number, not False"),
+        (lambda: ff.TrainConfig(epochs=2.5), "`epochs` must be a whole number, not 2.5"),
+        (lambda: ff.TrainConfig(lr=-1), "`lr` must be at least 0, not -1"),
+        (lambda: ff.TrainConfig(lr="fast"), "`lr` must be a number, not 'fast'"),
+        (lambda: ff.TrainConfig(schedule="cosinus"), "`schedule` must be one of cosine-restarts, cosine, linear"),
+        (lambda: ff.TrainConfig(seed=2**64), "`seed` must be at most"),
+        (lambda: ff.TrainConfig(alpha="learnt"), "`alpha` must be a number, not 'learnt'"),
+        (lambda: ff.ExtractConfig(backbone="resnet"), "`backbone=resnet`: no such image network"),
+        (lambda: ff.ExtractConfig(pool="max"), "`pool` must be one of avg, none"),
+        (lambda: ff.EvaluateConfig(without="video"), "`without` must be one of text, image"),
+        (lambda: ff.EvaluateConfig(bootstrap=1), "`bootstrap` must be at least 100"),
+    ],
+)
+def test_a_config_checks_itself_when_it_is_made(make, told: str):
+    with pytest.raises(UsageError) as error:
+        make()
+    assert told in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("head", "changes", "told"),
+    [
+        ("concat", {"alpha": 0.3}, "`alpha` means nothing to concat"),
+        ("image", {"freeze_text": True}, "`freeze_text` means nothing to image"),
+        ("text", {"image_dropout": 0.1}, "`image_dropout` means nothing to text"),
+        ("text", {"modality_dropout": 0.1}, "`modality_dropout` means nothing to text"),
+        ("concat", {"head_options": {"layers": 2}}, "`head_option=layers` means nothing to concat"),
+        ("transformer", {"head_options": {"layers": "two"}}, "layers=two: expected a whole number, as in 2"),
+        ("transformer", {"head_options": {"layers": 0}}, "layers=0: one or more are needed"),
+        ("transformer", {"head_options": {"dropout": 2.0}}, "cannot be built with dropout=2.0"),
+        (("concat", "gated"), {}, "no such fusion head"),
+        ("cross-attention", {}, "attends over image regions"),
+    ],
+)
+def test_what_means_nothing_is_refused_before_anything_is_written(
+    world: Path, pairs: ff.Pairs, features: ff.FeatureStore, tmp_path: Path, head, changes: dict, told: str
+):
+    with pytest.raises(ff.UserError) as error:
+        ff.train(pairs, features, head, config=config(world, **changes), run=tmp_path / "run")
+    assert told in str(error.value)
+    assert not (tmp_path / "run" / "config.json").exists()
