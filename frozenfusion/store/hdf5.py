@@ -25,6 +25,7 @@ from frozenfusion.store.raw_file import Array, RowFile, Span, byte_count
 from frozenfusion.store.status import DIGEST_BYTES
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import writing
+from frozenfusion.utils.messages import one_line
 
 FORMAT = "frozen-fusion-store"
 FORMAT_VERSION = 1
@@ -93,7 +94,7 @@ def read_layout(file: BinaryIO, path: str | os.PathLike[str]) -> Layout:
     except _NotAStoreError as error:
         raise UserError(f"{path}: {error} (the file was left as it is)") from error
     except Exception as error:  # on damaged metadata HDF5 and h5py raise nearly every kind of exception
-        reason = " ".join(str(error).split()).strip("'\"")[:200]
+        reason = one_line(error).strip("'\"")
         if "truncated file" in reason:
             reason = "truncated"
         raise UserError(

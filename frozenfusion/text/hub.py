@@ -10,6 +10,7 @@ import huggingface_hub
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
 from frozenfusion.utils.errors import UserError
+from frozenfusion.utils.messages import one_line
 from frozenfusion.utils.progress import log
 
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "sentencepiece.bpe.model", "spm.model", "vocab.txt", "vocab.json")
@@ -64,7 +65,7 @@ def _from_hub(name: str, weights: bool) -> Path:
             f"`text_encoder={name}`: neither a folder here nor a public model on the Hugging Face hub: check the name"
         ) from error
     except Exception as error:  # the network, the hub, the disk: what to do is the same
-        raise _not_fetched(name, " ".join(str(error.__cause__ or error).split())[:200].rstrip(" .:")) from error
+        raise _not_fetched(name, one_line(error.__cause__ or error)) from error
     raise _not_fetched(name, "not all of them are there")  # offline, snapshot_download settles for a part
 
 
