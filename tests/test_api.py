@@ -137,13 +137,21 @@ def test_an_id_that_the_features_do_not_have_is_an_error_as_in_evaluate(
 
 
 def test_what_cannot_be_asked_is_told(model: ff.PairClassifier, pairs: ff.Pairs, features: ff.FeatureStore):
-    for given in ({}, {"pairs": pairs, "texts": ["a"]}):
-        with pytest.raises(ValueError, match="give pairs, or texts and images"):
+    for given in ({}, {"pairs": pairs, "texts": ["a"]}, {"texts": ["a"], "features": features}):
+        with pytest.raises(ValueError, match="give pairs, with their features or without, or else texts"):
             model.predict(**given)
     with pytest.raises(ValueError, match="2 texts and 1 images"):
         model.predict(texts=["a", "b"], images=[None])
-    with pytest.raises(ValueError, match="a list of pairs"):
-        model.predict(pairs[0], features)
+    for given in ({"pairs": pairs[0], "features": features}, {"texts": "so happy"}, {"images": "a.jpg"}):
+        with pytest.raises(ValueError, match="give lists"):
+            model.predict(**given)
+    for image in (np.zeros((3, 8, 8), np.uint8), np.zeros((8, 8, 3)), 5):
+        with pytest.raises(ValueError, match="an image"):
+            model.predict(images=[image])
+    with pytest.raises(ff.UserError, match="`precision` must be one of"):
+        model.predict(texts=["a"], precision="fp16")
+    with pytest.raises(ff.UserError, match="`checkpoint` must be one of best, last"):
+        ff.PairClassifier.from_pretrained("anywhere", checkpoint="epoch-01")
     assert model.predict([], features) == []
 
 
@@ -180,8 +188,93 @@ def test_a_saved_model_is_the_model(
     again = ff.PairClassifier.from_pretrained(str(tmp_path / "copy"))
     np.testing.assert_array_equal(again.predict_proba(pairs, features), model.predict_proba(pairs, features))
     assert not again.training
-    evaluation = ff.evaluate(tmp_path / "copy", pairs, features)  # it has no split: all pairs are new to it
-    assert evaluation.inputs.selection.name == "new"
+
+
+def test_a_saved_model_remembers_its_split_and_does_not_overwrite_a_training(
+    model: ff.PairClassifier, run: ff.TrainedRun, pairs: ff.Pairs, features: ff.FeatureStore, tmp_path: Path
+):
+    model.save_pretrained(tmp_path / "copy")
+    there = ff.evaluate([tmp_path / "copy", run], pairs, features)  # of one split: they can be compared
+    assert there.inputs.selection.name == "test"
+    (tmp_path / "copy" / "split.json").unlink()
+    alone = ff.evaluate(tmp_path / "copy", pairs, features)
+    assert "Which pairs" in alone.inputs.notes[0]
+    assert "is not known" in alone.inputs.notes[0]
+    with pytest.raises(ff.UserError, match="holds a training, which would be lost"):
+        model.save_pretrained(run.folder)
+
+
+def test_tables_of_others_have_gaps_and_arrays(model: ff.PairClassifier, pairs: ff.Pairs, tmp_path: Path):
+    picture = np.asarray(Image.open(pairs.select(["p11"])[0].image))
+    (half,) = (b"\x00\xd8".decode("utf-16", "surrogatepass"),)
+    found = model.predict_proba(texts=[float("nan"), None, "", f"sun {half}"], images=np.stack([picture] * 4))
+    np.testing.assert_allclose(found[:3], found[:1].repeat(3, axis=0), atol=1e-6)
+    broken = tmp_path / "broken.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 90, 3), dtype=np.uint8)).save(broken)
+    broken.write_bytes(broken.read_bytes()[:900])
+    with Image.open(broken) as picture_cut_short:
+        cut, nothing = model.predict_proba(texts=["sun"] * 2, images=[picture_cut_short, None])
+    np.testing.assert_allclose(cut, nothing, atol=1e-6)
+    assert model.predict_proba(images=[picture]).shape == (1, 3)
+
+
+def test_numbers_of_numpy_are_numbers(world: Path):
+    made = ff.TrainConfig(epochs=np.int64(2), lr=np.float32(0.5), seed=np.arange(3)[1], text_encoder=world / "encoder")
+    assert (made.epochs, made.lr, made.seed, made.text_encoder) == (2, 0.5, 1, str(world / "encoder"))
+    assert type(made.epochs) is int
+    assert ff.ExtractConfig(weights=world / "w.pth").weights == str(world / "w.pth")
+
+
+def test_a_split_that_does_not_serve_is_told(world: Path, pairs: ff.Pairs, features: ff.FeatureStore, tmp_path: Path):
+    for given, told in (
+        ({"train": ["p00", "nobody"]}, r"train part names pairs that are not in .*: nobody"),
+        ({"train": []}, "train part is empty"),
+        ({"train": ["p00", "p00"]}, "names a pair twice"),
+    ):
+        split = ff.Split("mine", 0, **({"train": IDS[:9], "val": IDS[9:12], "test": []} | given))
+        with pytest.raises(ff.UserError, match=told):
+            ff.train(pairs, features, "image", config=config(world), run=tmp_path / "run", split=split)
+    with pytest.raises(UsageError, match="`pairs` must be what load_pairs returned, not tuple"):
+        ff.train(pairs[:9], features, "image", config=config(world), run=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_head_that_was_typed_into_a_shell_trains_and_predicts(
+    world: Path, pairs: ff.Pairs, features: ff.FeatureStore, tmp_path: Path
+):
+    code = (
+        "import torch, frozenfusion as ff\n"
+        "@ff.register_head('typed')\n"
+        "class Typed(ff.FeatureHead):\n"
+        "    def __init__(self, *, width, text_width, classes, alpha: float = 0.2):\n"
+        "        super().__init__(width)\n"
+        "        self.alpha, self.classifier = alpha, torch.nn.Linear(width, classes)\n"
+        "    def forward(self, inputs, *, attention=False):\n"
+        "        text, image = self.fill(inputs)\n"
+        "        return ff.HeadOutput(self.classifier(text + image))\n"
+    )
+    namespace = {"__name__": "typed_here"}
+    exec(code, namespace)
+    try:
+        run = ff.train(pairs, features, "typed", config=config(world, epochs=1), run=tmp_path / "run")
+        model = ff.PairClassifier.from_pretrained(run)
+        assert model.head.alpha == 0.2  # its own default
+        assert len(model.predict(pairs[:3], features)) == 3
+    finally:
+        ff.fusion.base.HEADS.remove("typed")
+
+
+def test_registering_wrongly_is_told():
+    with pytest.raises(UsageError, match="takes the head's name"):
+
+        @ff.register_head
+        class Nameless(ff.FeatureHead):
+            pass
+
+    with pytest.raises(UsageError, match="register a subclass of FusionHead"):
+        ff.register_head("plain")(torch.nn.Module)
+    with pytest.raises(UsageError, match="takes the network's name"):
+        ff.register_backbone(lambda weights: None)
 
 
 def test_predicting_leaves_a_model_in_training_as_it_was(
@@ -260,8 +353,7 @@ def test_a_config_checks_itself_when_it_is_made(make, told: str):
         ("concat", {"alpha": 0.3}, "`alpha` means nothing to concat"),
         ("image", {"freeze_text": True}, "`freeze_text` means nothing to image"),
         ("text", {"image_dropout": 0.1}, "`image_dropout` means nothing to text"),
-        ("text", {"modality_dropout": 0.1}, "`modality_dropout` means nothing to text"),
-        ("concat", {"head_options": {"layers": 2}}, "`head_option=layers` means nothing to concat"),
+        ("concat", {"head_options": {"layers": 2}}, "`head_options` layers means nothing to concat"),
         ("transformer", {"head_options": {"layers": "two"}}, "layers=two: expected a whole number, as in 2"),
         ("transformer", {"head_options": {"layers": 0}}, "layers=0: one or more are needed"),
         ("transformer", {"head_options": {"dropout": 2.0}}, "cannot be built with dropout=2.0"),

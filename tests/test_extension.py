@@ -152,7 +152,7 @@ def test_a_run_whose_class_is_not_there_says_what_to_import_and_imports_nothing(
     assert status == 1
     assert err.splitlines()[-1] == (
         f"error: runs/product: the fusion head 'product' is not registered here: it was the class Product of "
-        f"{work / 'my_heads.py'}: import that before, or give --import {work / 'my_heads.py'}"
+        f"{work / 'my_heads.py'}: import it first (commands: --import {work / 'my_heads.py'})"
     )
     with pytest.raises(ff.UserError, match="'product' is not registered here"):
         ff.PairClassifier.from_pretrained(trained)

@@ -52,10 +52,12 @@ def _evaluate(options: EvaluateOptions) -> str:
     from frozenfusion.evaluation.evaluator import evaluate  # imports torch
     from frozenfusion.evaluation.runs import find_runs
     from frozenfusion.store.reader import FeatureStore
+    from frozenfusion.utils.device import choose_device
     from frozenfusion.utils.progress import log
 
-    *runs, data = options.paths
-    find_runs(runs, options.checkpoint)  # before the data, which may be large
+    *paths, data = options.paths
+    choose_device(options.device)
+    runs = [run.path for run in find_runs(paths, options.checkpoint)]  # before the data, which may be large
     store = FeatureStore(options.cache)
     pairs = load_pairs(data)
     log.info(pairs.summary())

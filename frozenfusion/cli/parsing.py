@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import json
 import logging
 import os
 import re
@@ -103,8 +104,13 @@ def parse(kind: type[Options], arguments: Sequence[str], command: str = "frozenf
         import_plugin(name)
     grouped = _grouped(kind)
     path = _values_of("config", arguments)
-    default = _from_config(kind, grouped, Path(path[-1]), command) if path else None
-    return _flat(kind, _tyro(grouped, arguments, command, default))
+    default, head_options = _from_config(kind, grouped, Path(path[-1]), command) if path else (None, {})
+    values = _values(_tyro(grouped, arguments, command, default))
+    if head_options:  # those of the file that no flag names
+        given = {word.partition("=")[0] for word in values["head_option"]}
+        kept = [f"{name}={value}" for name, value in head_options.items() if name not in given]
+        values["head_option"] = (*kept, *values["head_option"])
+    return kind(**values)
 
 
 def _grouped(kind: type[Options]) -> type[Any]:
@@ -130,8 +136,8 @@ def _grouped(kind: type[Options]) -> type[Any]:
     return whole
 
 
-def _flat(kind: type[Options], grouped: Any) -> Options:
-    """The options out of their groups, checked as their class checks them."""
+def _values(grouped: Any) -> dict[str, Any]:
+    """The options out of their groups."""
     values: dict[str, Any] = {}
     for field in dataclasses.fields(grouped):
         value = getattr(grouped, field.name)
@@ -139,7 +145,7 @@ def _flat(kind: type[Options], grouped: Any) -> Options:
             values |= vars(value)
         else:
             values[field.name] = value
-    return kind(**values)
+    return values
 
 
 def _tyro(grouped: type[Any], arguments: Sequence[str], command: str, default: Any = None) -> Any:
@@ -177,12 +183,16 @@ def _values_of(flag: str, arguments: Sequence[str]) -> list[str]:
     return values
 
 
-def _from_config(kind: type[Options], grouped: type[Any], path: Path, command: str) -> Any:
-    """The options that a configuration file gives, checked as flags are; what it leaves out keeps its default."""
+def _from_config(kind: type[Options], grouped: type[Any], path: Path, command: str) -> tuple[Any, dict[str, str]]:
+    """The options that a configuration file gives, as flags would; what it leaves out keeps its default.
+
+    Those of a fusion head come apart, by name, since each is laid over by a flag of its own.
+    """
     positional = dataclasses.fields(grouped)[0].name
     known = {field.name: flag_of(field.name) for field in dataclasses.fields(kind)}
     flags: list[str] = []
     given: list[str] = []
+    head_options: dict[str, str] = {}
     for key, value in _read_config(path).items():
         name = str(key).replace("-", "_")
         if name in ("import", *COMMON):
@@ -191,16 +201,28 @@ def _from_config(kind: type[Options], grouped: type[Any], path: Path, command: s
             raise UsageError(f"{path}: unknown option {key!r}: the options are those that --help lists")
         if name == positional:
             given = _words(value)
-        elif name == "head_option":
-            flags += [word for option in _words(value) for word in (known[name], option)]
+        elif name in ("head_option", "head_options"):
+            head_options = _head_options(value, path)
         elif value is not None and value is not False and value != []:
             flags += [known[name], *([] if value is True else _words(value))]
     try:
         options = _tyro(grouped, [*(given or ["-"]), *flags], command)
-        _flat(kind, options)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
-    return options if given else dataclasses.replace(options, **{positional: tyro.MISSING})
+    return (options if given else dataclasses.replace(options, **{positional: tyro.MISSING})), head_options
+
+
+def _head_options(value: Any, path: Path) -> dict[str, str]:
+    """Options of a head as a file has them: a list of NAME=VALUE, or a mapping."""
+    if isinstance(value, dict):
+        return {str(name): json.dumps(of) for name, of in value.items()}
+    found = {}
+    for word in _words(value):
+        name, separator, of = word.partition("=")
+        if not separator:
+            raise UsageError(f"{path}: head_option {word}: expected NAME=VALUE, as in layers=4")
+        found[name] = of
+    return found
 
 
 def _read_config(path: Path) -> dict[Any, Any]:

@@ -10,6 +10,7 @@ from typing import ClassVar
 from tyro.conf import Positional
 
 from frozenfusion.cli.parsing import COMMON, CommonOptions, Groups, run
+from frozenfusion.data.sample.size import FEWEST_PAIRS, PAIRS
 from frozenfusion.utils.checks import whole
 
 
@@ -22,14 +23,14 @@ class SampleOptions(CommonOptions):
     folder: Positional[Path]
     """where to put the sample; the text encoder goes to text-encoder/ in it"""
 
-    pairs: int = 600
+    pairs: int = PAIRS
     """image–text pairs to make"""
 
     seed: int = 0
     """seed: the same one makes the same files"""
 
     def __post_init__(self) -> None:
-        whole("pairs", self.pairs, 40)
+        whole("pairs", self.pairs, FEWEST_PAIRS)
         whole("seed", self.seed, 0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +15,13 @@ from tyro.conf import Positional
 from frozenfusion.cli.extract import DEFAULT_CACHE
 from frozenfusion.cli.parsing import COMMON, CommonOptions, Groups, run
 from frozenfusion.fusion.options import parse_options
-from frozenfusion.training.config import TrainConfig, check_seeds
+from frozenfusion.training.config import ALL, TrainConfig, check_seeds
 from frozenfusion.utils.errors import UsageError
 
 if TYPE_CHECKING:
     from frozenfusion.data.pairs import Pairs
     from frozenfusion.store.reader import FeatureStore
     from frozenfusion.training.run import TrainedRun
-
-ALL = "all"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +64,10 @@ class TrainOptions(CommonOptions, TrainConfig):
             object.__setattr__(self, "head_options", parse_options(self.head_option))
         super().__post_init__()
         if not self.fusion:
-            raise UsageError("`fusion` needs the name of a head, several names, or all")
+            raise UsageError("`heads` needs the name of a head, several names, or all")
         check_seeds(self.seeds)
         if len(set(self.fusion)) != len(self.fusion):
-            raise UsageError(f"`fusion` names a head twice: {' '.join(self.fusion)}")
+            raise UsageError(f"`heads` names a head twice: {' '.join(self.fusion)}")
 
 
 def main(arguments: Sequence[str] | None = None, command: str | None = None) -> int:
@@ -79,14 +78,20 @@ def main(arguments: Sequence[str] | None = None, command: str | None = None) -> 
 def _train(options: TrainOptions) -> str:
     from frozenfusion.data.pairs import load_pairs
     from frozenfusion.fusion.registry import head_class
+    from frozenfusion.model.run_folder import RunFolder
     from frozenfusion.store.reader import FeatureStore
+    from frozenfusion.training.run import default_folder
     from frozenfusion.training.sweeps import DEFAULT_FOLDER, sweep  # imports torch
+    from frozenfusion.utils.device import choose_device
     from frozenfusion.utils.progress import log
 
     for name in options.fusion:
         if name != ALL:
             head_class(name)
+    choose_device(options.device)
     single = len(options.fusion) == 1 and options.fusion != (ALL,) and len(options.seeds) < 2
+    if single:
+        RunFolder(options.run or default_folder(options.fusion[0])).check_free()
     pairs = load_pairs(options.data)
     log.info(pairs.summary())
     store = FeatureStore(options.cache)
@@ -106,7 +111,6 @@ def _train_one(options: TrainOptions, pairs: Pairs, store: FeatureStore) -> Trai
 
     config, (head,) = _config(options), options.fusion
     folder = RunFolder(options.run or default_folder(head))
-    folder.check_free()
     inputs = TrainingInputs(pairs, store, config, [head])
     seed = options.seeds[0] if options.seeds else config.seed
     return train_run(inputs, head, dataclasses.replace(config, seed=seed), folder)
@@ -120,4 +124,6 @@ def _summary(runs: Sequence[TrainedRun], folder: Path, options: TrainOptions) ->
     """What was trained, as a table for a person, best first, and the command that evaluates it."""
     from frozenfusion.training.sweeps import run_table
 
-    return f"{run_table(runs)}\n\nnext: python evaluate.py {folder} {options.data} --cache {options.cache}"
+    words = [folder.as_posix(), options.data.as_posix(), "--cache", options.cache.as_posix()]
+    words += [word for name in options.imports for word in ("--import", name)]
+    return f"{run_table(runs)}\n\nnext: python evaluate.py {shlex.join(words)}"

@@ -10,7 +10,17 @@ import re
 
 COMMANDS = {"extract_features.py": "extract", "train_head.py": "train", "evaluate.py": "evaluate"}
 
-_FLAGS = {"imports": "--import", "import": "--import", "head": "--fusion", "features": "--cache"}
+# What the library calls otherwise.
+_FLAGS = {
+    "imports": "--import",
+    "import": "--import",
+    "head": "--fusion",
+    "heads": "--fusion",
+    "head_options": "--head-option",
+    "features": "--cache",
+    "folder": "--run",
+    "pool": "--pool",  # of stage one, which stage two speaks of
+}
 _PARAMETER = re.compile(r"`(\w+)(?:=([^`]*))?`")
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from frozenfusion.data.folders import read_folder
 from frozenfusion.data.manifests import read_manifest
 from frozenfusion.data.records import SENTIMENTS, Record, line_count, read_text
-from frozenfusion.utils.errors import UserError
+from frozenfusion.utils.errors import UsageError, UserError
 
 SEVERAL_LINES = "several lines"
 
@@ -122,6 +122,14 @@ def load_pairs(path: str | Path) -> Pairs:
     return _assemble(path, "manifest", names, records, {})
 
 
+def require_pairs(pairs: object) -> None:
+    """Raise UsageError for what is not all of a data set, as load_pairs returns it."""
+    if not isinstance(pairs, Pairs):
+        raise UsageError(
+            f"`pairs` must be what load_pairs returned, not {type(pairs).__name__}: to train on a part, give a split"
+        )
+
+
 def _assemble(path: Path, layout: str, names: tuple[str, ...], records: list[Record], dropped: dict[str, int]) -> Pairs:
     if not records:
         raise UserError(f"{path}: no pairs are listed: check the label files or the manifest")
@@ -129,7 +137,7 @@ def _assemble(path: Path, layout: str, names: tuple[str, ...], records: list[Rec
     found: Counter[str] = Counter()
     pairs = []
     for record in records:
-        text, how = read_text(record.text) if isinstance(record.text, Path) else _given(record.text)
+        text, how = read_text(record.text) if isinstance(record.text, Path) else clean_text(record.text)
         found[how] += 1
         found[SEVERAL_LINES] += line_count(text) > 1
         label = None if record.label is None else index[record.label]
@@ -139,8 +147,8 @@ def _assemble(path: Path, layout: str, names: tuple[str, ...], records: list[Rec
     return Pairs(path, layout, names, tuple(pairs), counts, dropped)
 
 
-def _given(text: str) -> tuple[str, str]:
-    """The text that a manifest holds itself, cleaned as texts of files are."""
+def clean_text(text: str) -> tuple[str, str]:
+    """A text that is a string already, cleaned as texts of files are, and how it was read: see read_text."""
     whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # JSON can hold halves of characters
     text = whole.strip()
     if not text:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from frozenfusion.utils.checks import one_of, whole
+from frozenfusion.utils.checks import one_of, tidy, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,7 @@ class EvaluateConfig:
     """auto, cpu, cuda, cuda:1, …"""
 
     def __post_init__(self) -> None:
+        tidy(self)
         for name in ("split", "checkpoint", "precision"):
             one_of(self, name)
         if self.without is not None:

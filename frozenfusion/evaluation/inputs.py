@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from frozenfusion.data.pairs import Pair, Pairs
+from frozenfusion.data.pairs import Pair, Pairs, require_pairs
 from frozenfusion.data.splits import Overlap, overlap_between
 from frozenfusion.evaluation.config import EvaluateConfig
 from frozenfusion.evaluation.runs import Run, find_runs
@@ -34,6 +34,7 @@ class EvaluationInputs:
         store: FeatureStore,
         config: EvaluateConfig,
     ) -> None:
+        require_pairs(pairs)
         self.config, self.pairs, self.store = config, pairs, store
         self.runs = find_runs(runs, config.checkpoint)
         self.label_names = self.runs[0].model.label_names

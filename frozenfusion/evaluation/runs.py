@@ -10,6 +10,7 @@ from pathlib import Path
 from frozenfusion.model.config import ModelConfig
 from frozenfusion.model.run_folder import RunFolder
 from frozenfusion.utils.errors import UserError
+from frozenfusion.utils.files import writing
 from frozenfusion.utils.messages import first_few
 from frozenfusion.utils.progress import log
 
@@ -58,8 +59,16 @@ def _runs_in(path: Path) -> list[RunFolder]:
     run = RunFolder(path)
     if run.exists:
         return [run]
-    folders = sorted(path.iterdir()) if path.is_dir() else []
-    return [run for run in map(RunFolder, folders) if run.exists]
+    with writing(path):
+        folders = sorted(path.iterdir()) if path.is_dir() else []
+    return [run for run in map(RunFolder, folders) if _is_there(run)]
+
+
+def _is_there(run: RunFolder) -> bool:
+    try:
+        return run.exists
+    except OSError:  # a folder that others may not look into
+        return False
 
 
 def _is_finished(run: RunFolder, checkpoint: str) -> bool:

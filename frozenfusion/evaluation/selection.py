@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from frozenfusion.data.pairs import Pairs
 from frozenfusion.evaluation.runs import Run
+from frozenfusion.model.run_folder import UNKNOWN
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.messages import first_few
 
@@ -47,6 +48,9 @@ def _part_of(pairs: Pairs, run: Run, wanted: str) -> Selection:
         return Selection("unlabelled", _unlabelled(pairs))
     if (pairs.labels < 0).all():
         return Selection("new", pairs.ids, (f"{data} has no labels: all of its {len(pairs):,} pairs are predicted.",))
+    if split.source == UNKNOWN:
+        note = f"Which pairs {run.path} was trained on is not known: if {data} holds some, scores are optimistic."
+        return Selection("new", pairs.ids, (note,))
     known = {*split.train, *split.val, *split.test}
     if not known & here:
         return Selection(
@@ -64,7 +68,7 @@ def _part_of(pairs: Pairs, run: Run, wanted: str) -> Selection:
         notes.append(f"{len(missing):,} of the {len(ids):,} {wanted} pairs are not in {data} ({first_few(missing)}).")
     beside = len(here - known)
     if beside:
-        notes.append(f"{beside:,} pairs of {data} are in no part of the split and left out: `split=all` takes them.")
+        notes.append(f"{beside:,} pairs of {data} are in no part of the split and left out: the split all takes them.")
     return Selection(wanted, found, tuple(notes))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from frozenfusion.utils.checks import at_most, one_of, whole
+from frozenfusion.utils.checks import at_most, one_of, tidy, whole
 from frozenfusion.utils.errors import UsageError
 from frozenfusion.vision.registry import check_backbone
 
@@ -65,6 +65,7 @@ class ExtractConfig:
     """fail if any image cannot be used"""
 
     def __post_init__(self) -> None:
+        tidy(self, "weights")
         check_backbone(self.backbone)
         for name in ("pool", "precision", "dtype", "runtime", "resume"):
             one_of(self, name)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from frozenfusion.data.images import BadImage, file_digest, read_image_file
-from frozenfusion.data.pairs import Pairs
+from frozenfusion.data.pairs import Pairs, require_pairs
 from frozenfusion.extraction import bad_images
 from frozenfusion.extraction.config import ExtractConfig
 from frozenfusion.extraction.loop import NO_FILE, ExtractionLoop, Task, Timing, file_stat
@@ -80,6 +80,7 @@ def extract(
 
 def update_features(pairs: Pairs, cache: str | os.PathLike[str], config: ExtractConfig) -> ExtractSummary:
     """What `extract` does, and what it found and did."""
+    require_pairs(pairs)
     cache = Path(cache)
     choose_device(config.device)  # a wrong one is told before anything is written
     backbone = build_backbone(
@@ -126,7 +127,7 @@ def _open_store(pairs: Pairs, path: Path, config: ExtractConfig, backbone: Backb
     if there and not config.rebuild:
         return StoreWriter.extend(path, pairs.ids, backbone.fingerprint)
     make = StoreWriter.rebuild if config.rebuild else StoreWriter.create
-    about = {"weights": config.weights, **_versions()}
+    about = {"weights": config.weights.encode(errors="backslashreplace").decode(), **_versions()}
     return make(path, pairs.ids, backbone.feature_shape, config.dtype, backbone.fingerprint, about)
 
 

@@ -41,7 +41,7 @@ def verify(cache: Path, data: Path | None = None) -> str:
     if damaged:
         raise UserError(
             f"{cache}: {len(damaged):,} of {checked:,} rows are damaged ({first_few(damaged, NAMED_AT_MOST)}): make "
-            "the file anew with extract_features.py DATA --rebuild, or restore it"
+            "the file anew with python extract_features.py DATA --rebuild, or restore it"
         )
     told = f"{cache}: all {checked:,} rows are as they were written"
     if pending:
@@ -52,7 +52,7 @@ def verify(cache: Path, data: Path | None = None) -> str:
     if changed:
         raise UserError(
             f"{data}: {len(changed):,} of {compared:,} images are not those that {cache} was made from "
-            f"({first_few(changed, NAMED_AT_MOST)}): run extract_features.py {data} --cache {cache} to update it"
+            f"({first_few(changed, NAMED_AT_MOST)}): run python extract_features.py {data} --cache {cache} to update it"
         )
     return f"{told}, and come from the {compared:,} image files that are there"
 

@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from frozenfusion.utils.errors import UsageError
 from frozenfusion.utils.plugins import Registry
 
 MODALITIES = ("text", "image")
@@ -90,9 +91,9 @@ class FusionHead(nn.Module):
 
 
 class FeatureHead(FusionHead):
-    """A head on the features of both modalities, with a learned stand-in for a missing one.
+    """A head on the features of both modalities, with a learned embedding for a missing one.
 
-    The stand-ins start at zero, so that a missing modality at first adds nothing.
+    The embeddings start at zero, so that a missing modality at first adds nothing.
     """
 
     def __init__(self, width: int, text_width: int | None = None) -> None:
@@ -101,7 +102,7 @@ class FeatureHead(FusionHead):
         self.image_missing_embedding = nn.Parameter(torch.zeros(width))
 
     def fill(self, inputs: HeadInputs) -> tuple[Tensor, Tensor]:
-        """The features (b, d) of text and image, stand-ins where a modality is missing."""
+        """The features (b, d) of text and image, embeddings where a modality is missing."""
         text = fill_missing(given(inputs.text), inputs.text_present, self.text_missing_embedding)
         image = fill_missing(given(inputs.image), inputs.image_present, self.image_missing_embedding)
         return text, image
@@ -110,7 +111,7 @@ class FeatureHead(FusionHead):
 def given(feature: Tensor | None) -> Tensor:
     """The feature, which the caller of the head owes it."""
     if feature is None:
-        raise ValueError("a feature that this head uses was not given to it")
+        raise ValueError("the head needs what it was not given: a feature, or the `present` of its own output")
     return feature
 
 
@@ -147,10 +148,15 @@ HEADS: Registry[type[FusionHead]] = Registry("fusion head", "frozenfusion.heads"
 def register_head(name: str) -> Callable[[Head], Head]:
     """Class decorator that makes a head a value of `head` (`--fusion` on the command line) under `name`.
 
-    Raises UsageError for a name that is taken, or that could not stand for a folder.
+    The class is a FusionHead: see there. Raises UsageError for a name that is taken, or that could not stand for a
+    folder, and for anything else than such a class.
     """
+    if not isinstance(name, str):
+        raise UsageError("register_head takes the head's name, as in @register_head('product')")
 
     def add(head: Head) -> Head:
+        if not (isinstance(head, type) and issubclass(head, FusionHead)):
+            raise UsageError(f"fusion head {name!r}: register a subclass of FusionHead or FeatureHead, not {head!r}")
         HEADS.add(name, head, head)
         head.name = name
         return head

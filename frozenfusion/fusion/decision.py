@@ -122,8 +122,8 @@ class HybridHead(FeatureHead):
     """Both levels: a classifier on `[t; v]` and one per modality, joined at decision level.
 
     `p = w_j * p_j + w_t * p_t + w_v * p_v` with `w = softmax(s)` over the classifiers whose modality is present (the
-    feature-level one always is: it has stand-ins). The three scores s start equal and learn from the cross-entropy of
-    the joined decision; each classifier learns from its own.
+    feature-level one always is: it has embeddings for what is missing). The three scores s start equal and learn from
+    the cross-entropy of the joined decision; each classifier learns from its own.
     parts: joint, text and image, each classifier's own logits (b, c).
 
     Source: hybrid fusion, Meng & Ou, 2023, ch. 10.

@@ -21,9 +21,9 @@ def head_names() -> list[str]:
 
 def head_class(name: str) -> type[FusionHead]:
     """The head called `name`. Raises UsageError that lists the names there are."""
-    found = HEADS.get(name)
+    found = HEADS.get(name) if isinstance(name, str) else None
     if found is None:
-        raise UsageError(f"`head={name}`: no such fusion head: choose from {', '.join(head_names())}, or all")
+        raise UsageError(f"{name}: no such fusion head: choose from {', '.join(head_names())}")
     return found
 
 
@@ -55,7 +55,7 @@ def unsupported_reason(head: type[FusionHead], *, regions: int) -> str | None:
     """Why a head cannot be built on image features with so many regions (0: pooled), or None where it can."""
     if head.needs_regions and regions < 2:
         return (
-            f"`head={head.name}` attends over image regions, and the features are one pooled vector per image "
+            f"{head.name} attends over image regions, and the features are one pooled vector per image "
             "(attention over one key is constant): extract with `pool=none`, or choose another head"
         )
     return None
@@ -78,5 +78,8 @@ def source_of(head: type[FusionHead]) -> dict[str, str]:
     """Where a head's class comes from, for a run to remember; nothing for those that are built in."""
     if head.__module__.split(".")[0] == "frozenfusion":
         return {}
-    file = inspect.getsourcefile(head)
+    try:
+        file = inspect.getsourcefile(head)
+    except (OSError, TypeError):  # typed into a notebook or a shell
+        file = None
     return {"class": head.__qualname__, "module": head.__module__, **({"file": file} if file else {})}

@@ -81,7 +81,7 @@ class Block(nn.Module):
 
 
 class SequenceHead(FusionHead):
-    """Text tokens projected to the width of the image regions; a stand-in token for a missing modality."""
+    """Text tokens projected to the width of the image regions; a learned token for a missing modality."""
 
     needs_tokens = True
     takes_regions = True
@@ -98,7 +98,7 @@ class SequenceHead(FusionHead):
     def sequences(self, inputs: HeadInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Text (b, l, d) with its mask (b, l), image (b, r, d) with its mask (b, r).
 
-        A missing modality is its stand-in in the first place and masked elsewhere.
+        A missing modality is its embedding in the first place and masked elsewhere.
         """
         text, regions = self.project_text(given(inputs.text_tokens)), given(inputs.image_regions)
         every = torch.ones(regions.shape[:2], dtype=torch.bool, device=regions.device)

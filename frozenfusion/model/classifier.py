@@ -20,9 +20,11 @@ from frozenfusion.model.config import DEFAULT_WIDTH, ModelConfig
 from frozenfusion.model.inference import predict_proba
 from frozenfusion.model.network import PairNetwork
 from frozenfusion.model.raw import AnyImage
+from frozenfusion.model.run_folder import CHECKPOINTS
 from frozenfusion.model.saving import find_run, load_parts, load_weights, save_model
 from frozenfusion.store.reader import FeatureStore
 from frozenfusion.text.encoder import check_max_length
+from frozenfusion.utils.errors import UsageError
 
 
 class PairClassifier(PairNetwork):
@@ -38,7 +40,8 @@ class PairClassifier(PairNetwork):
         """The model of a run folder, or of a folder that `save_pretrained` wrote, in evaluation mode and float32.
 
         Args:
-            name_or_path: a folder, from which nothing outside is read, or the name of a model on the hub.
+            name_or_path: a folder, or the name of a model on the hub. Nothing outside the folder is read, but for the
+                image network's weights where images come without features.
             checkpoint: parameters of the "best" epoch on the validation part, or of the "last".
             image_weights: where the weights of the image network are, if not where training had them; they are only
                 needed to classify images without their features.
@@ -46,15 +49,21 @@ class PairClassifier(PairNetwork):
         Raises:
             UserError: no run there, a damaged file, a head that is not registered, no way to the hub.
         """
-        run = find_run(os.fspath(name_or_path))
+        if checkpoint not in CHECKPOINTS:
+            raise UsageError(f"`checkpoint` must be one of {', '.join(CHECKPOINTS)}, not {checkpoint!r}")
+        run = find_run(os.fspath(name_or_path), checkpoint)
         config, encoder, tokenizer = load_parts(run)
         model = build_model(config, encoder, seed=0, tokenizer=tokenizer)
         load_weights(model, run.weights(checkpoint))
         model.image_weights = image_weights
+        model.split = run.split if run.file("split.json").is_file() else None
         return model.eval()
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write a folder that `from_pretrained` loads again, on any machine. Raises UserError if the disk refuses."""
+        """Write a folder that `from_pretrained` loads again, on any machine.
+
+        Raises UserError if the folder holds a training, or the disk refuses.
+        """
         save_model(self, Path(folder))
 
     def predict(
@@ -93,7 +102,8 @@ class PairClassifier(PairNetwork):
         Raises:
             UserError: pairs whose features are not in the file, features of another network, weights of the image
                 network that cannot be had.
-            ValueError: neither pairs nor texts nor images, or lists of different lengths.
+            ValueError: neither pairs nor texts nor images, lists of different lengths, features without pairs, what is
+                no image.
         """
         return predict_proba(
             self, pairs, features, texts=texts, images=images, batch_size=batch_size, precision=precision

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from frozenfusion.fusion.base import HEADS, FusionHead
 from frozenfusion.fusion.registry import check_options, head_class, source_of, unsupported_reason
 from frozenfusion.utils.errors import UserError
+from frozenfusion.utils.progress import log
 
 DEFAULT_WIDTH = 768  # of a model without a text encoder: the reference's
 
@@ -55,10 +57,18 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_options(self.head, self.fusion_options)
+        source = source_of(self.head)
+        if self.head_source and _class_and_file(self.head_source) != _class_and_file(source):
+            log.warning(
+                "the fusion head %s was %s, and is %s here: predictions can differ",
+                self.fusion,
+                " of ".join(_class_and_file(self.head_source)),
+                " of ".join(_class_and_file(source)),
+            )
         reason = unsupported_reason(self.head, regions=self.image_regions)
         if reason:
             raise UserError(reason)
-        object.__setattr__(self, "head_source", source_of(self.head))
+        object.__setattr__(self, "head_source", source)
 
     @cached_property
     def head(self) -> type[FusionHead]:
@@ -92,7 +102,51 @@ class ModelConfig:
         names = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(values, dict) or not {"fusion", "label_names"} <= values.keys() <= names:
             raise ValueError("not the description of a model that this program can build")
+        wrong = [name for name, value in values.items() if not _FITS[name](value)]
+        if wrong:
+            raise ValueError(f"{wrong[0]} is {str(values[wrong[0]])[:40]!r}, which no model has")
         return cls(**{**values, "label_names": tuple(values["label_names"])})
+
+
+def _whole(value: Any, low: int, high: int = 2**24) -> bool:
+    return type(value) is int and low <= value <= high
+
+
+def _share(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < 1
+
+
+def _names(value: Any) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and all(isinstance(name, str) for name in value)
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for pair in value.items() for text in pair)
+
+
+# What each entry of a config.json may be: such a file may come from anybody.
+_FITS: Mapping[str, Callable[[Any], bool]] = {
+    "fusion": lambda value: isinstance(value, str),
+    "label_names": _names,
+    "fusion_options": lambda value: isinstance(value, dict),
+    "text_encoder": lambda value: isinstance(value, str),
+    "text_weights": lambda value: isinstance(value, str),
+    "freeze_text": lambda value: isinstance(value, bool),
+    "max_length": lambda value: _whole(value, 1),
+    "image_width": lambda value: _whole(value, 1),
+    "image_regions": lambda value: _whole(value, 0),
+    "image_dropout": _share,
+    "width": lambda value: value is None or _whole(value, 1),
+    "modality_dropout": _share,
+    "image_fingerprint": lambda value: isinstance(value, dict),
+    "image_weights": lambda value: isinstance(value, str),
+    "head_source": _texts,
+}
+
+
+def _class_and_file(source: Mapping[str, str]) -> tuple[str, str]:
+    """What tells a class of a user's own, wherever its file lies."""
+    return source.get("class", "built in"), Path(source.get("file", source.get("module", "this package"))).name
 
 
 def _where_from(name: str, source: Mapping[str, str]) -> str:
@@ -101,5 +155,5 @@ def _where_from(name: str, source: Mapping[str, str]) -> str:
     what = file if file and file.endswith(".py") else module
     return (
         f"the fusion head {name!r} is not registered here: it was the {told} of {file or module}: "
-        f"import that before, or give `import={what}`"
+        f"import it first (commands: --import {what})"
     )

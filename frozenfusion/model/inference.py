@@ -14,9 +14,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
-from frozenfusion.data.pairs import Pair
+from frozenfusion.data.pairs import Pair, clean_text
 from frozenfusion.fusion.base import MODALITIES
 from frozenfusion.model.dataset import Batch, Images, PairDataset, stored_images
 from frozenfusion.model.network import PairNetwork
@@ -25,11 +26,14 @@ from frozenfusion.store.reader import FeatureStore, as_store
 from frozenfusion.text.batching import batches_in_order_of_length
 from frozenfusion.text.encoder import TextFeatures
 from frozenfusion.text.tokens import tokenize
+from frozenfusion.utils.checks import whole
 from frozenfusion.utils.device import autocast_type
-from frozenfusion.utils.errors import UserError
+from frozenfusion.utils.errors import UsageError, UserError
 from frozenfusion.utils.progress import Progress
 
 Floats = NDArray[np.float64]
+
+PRECISIONS = ("auto", "float32", "bf16")
 
 
 class Arithmetic(NamedTuple):
@@ -64,10 +68,13 @@ def predict_proba(
     precision: str,
 ) -> Floats:
     """What PairClassifier.predict_proba says."""
-    if (pairs is None) == (texts is None and images is None):
-        raise ValueError("give pairs, or texts and images")
-    if pairs is not None and isinstance(pairs, Pair):
-        raise ValueError("give a list of pairs, as in pairs[:1]")
+    if (pairs is None) == (texts is None and images is None) or (pairs is None and features is not None):
+        raise ValueError("give pairs, with their features or without, or else texts and images")
+    if isinstance(pairs, Pair) or isinstance(texts, str) or isinstance(images, str | bytes | os.PathLike | Image.Image):
+        raise ValueError("give lists, as in pairs[:1], texts=[text], images=[image]")
+    whole("batch_size", batch_size, 1)
+    if precision not in PRECISIONS:
+        raise UsageError(f"`precision` must be one of {', '.join(PRECISIONS)}, not {precision!r}")
     if model.tokenizer is None:
         raise ValueError("the model was built without a tokenizer: give it one, or load it with from_pretrained")
     device = next(model.parameters()).device
@@ -77,6 +84,7 @@ def predict_proba(
         images = [pair.image for pair in pairs]
     if not len(pairs):
         return np.zeros((0, model.config.classes))
+    pairs = list(pairs)
     store = None if features is None else as_store(features)
     if store is not None and model.config.reads_image:
         changes = store.differences(model.config.image_fingerprint)
@@ -100,13 +108,22 @@ def _as_pairs(
     texts: Sequence[str | None] | None, images: Sequence[AnyImage | None] | None
 ) -> tuple[list[Pair], Sequence[AnyImage | None]]:
     """Raw texts and images as pairs, and the images apart, since they need not be files."""
-    count = len(texts) if texts is not None else len(images or ())
+    count = len(texts) if texts is not None else len(images) if images is not None else 0
     if images is not None and len(images) != count:
         raise ValueError(f"{count} texts and {len(images)} images: give as many of one as of the other")
     written = [None] * count if texts is None else texts
     nowhere = Path()
-    pairs = [Pair(str(place), (text or "").strip(), nowhere, None, None) for place, text in enumerate(written)]
+    pairs = [Pair(str(place), _text(text), nowhere, None, None) for place, text in enumerate(written)]
     return pairs, [None] * count if images is None else images
+
+
+def _text(text: str | None) -> str:
+    """A text as pairs have it; None, and what stands for nothing in a table, is no text."""
+    if text is None or text != text:  # NaN
+        return ""
+    if not isinstance(text, str):
+        raise ValueError(f"a text is a string or None, not {text!r}")
+    return clean_text(text)[0]
 
 
 def _images(
@@ -122,10 +139,12 @@ def _images(
         return NoImages(len(pairs), shape, device)
     if store is not None:
         return stored_images(store, pairs, "DATA", device=device, pooled=not model.head.takes_regions)
-    if all(image is None for image in images or ()):
+    if images is None or all(image is None for image in images):
         return NoImages(len(pairs), shape, device)
-    weights = model.image_weights or config.image_weights or "imagenet"
-    return RawImages(images or (), backbone_of(config.image_fingerprint, weights), device)
+    if model.image_backbone is None:
+        weights = model.image_weights or config.image_weights or "imagenet"
+        model.image_backbone = backbone_of(config.image_fingerprint, weights)
+    return RawImages(images, model.image_backbone, device)
 
 
 @torch.inference_mode()

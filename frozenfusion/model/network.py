@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from frozenfusion.data.splits import Split
 from frozenfusion.fusion.base import HeadInputs, HeadOutput
 from frozenfusion.fusion.registry import build_head
 from frozenfusion.model.config import ModelConfig
 from frozenfusion.text.encoder import TextFeatures, encode
+from frozenfusion.vision.backbone import Backbone
 
 
 class PairNetwork(nn.Module):
@@ -44,6 +46,8 @@ class PairNetwork(nn.Module):
         self.config = dataclasses.replace(config, width=width)
         self.tokenizer = tokenizer
         self.image_weights: str | None = None  # another place for the image network's weights: see from_pretrained
+        self.image_backbone: Backbone | None = None  # that network, once it was needed
+        self.split: Split | None = None  # which pairs it was trained on, where that is known
         self.text_encoder = text_encoder if config.reads_text else None
         self.text_projection = nn.Linear(text_width, width) if pooled_text and text_width != width else nn.Identity()
         self.image_projection = (

@@ -19,9 +19,12 @@ from torch import Tensor
 
 from frozenfusion.data.images import BadImage, decode_image, quiet_pillow, read_image_file, square
 from frozenfusion.store.reader import Rows
+from frozenfusion.store.status import UNREADABLE
 from frozenfusion.utils.errors import UserError
+from frozenfusion.utils.messages import one_line
 from frozenfusion.utils.progress import log
 from frozenfusion.vision.backbone import JPEG_DRAFT, Backbone, build_backbone
+from frozenfusion.vision.runner import default_batch_size
 
 AnyImage = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
 
@@ -34,7 +37,7 @@ class RawImages:
     def __init__(self, images: Sequence[AnyImage | None], backbone: Backbone, device: torch.device) -> None:
         self.present = np.zeros(len(images), dtype=bool)
         features = np.zeros((len(images), *backbone.feature_shape), dtype=np.float32)
-        runner = backbone.prepare(str(device), "eager")
+        runner = backbone.prepare(str(device), "eager", batch_size=min(len(images), default_batch_size(device)))
         reasons = []
         with quiet_pillow(), ThreadPoolExecutor(min(16, os.cpu_count() or 1), "decode") as pool:
             rest = iter(enumerate(images))
@@ -94,15 +97,23 @@ def _decoded(image: AnyImage | None, backbone: Backbone) -> NDArray[np.uint8] | 
     if image is None:
         return None
     size = backbone.image_size
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,), (4,)):
+            raise ValueError(f"an image's array is uint8 (h, w, 3), not {image.dtype} {image.shape}")
+        image = Image.fromarray(image)
+    if not isinstance(image, Image.Image | bytes | str | os.PathLike):
+        raise ValueError(
+            f"an image is a path, the bytes of a file, a PIL image or an array, not {type(image).__name__}"
+        )
     try:
         if isinstance(image, Image.Image):
             return square(image, size)
-        if isinstance(image, np.ndarray):
-            return square(Image.fromarray(image), size)
         data = image if isinstance(image, bytes) else read_image_file(image)
         return decode_image(data, size, draft=backbone.jpeg_draft)
     except BadImage as error:
         return error
+    except OSError as error:  # a picture that is only read now
+        return BadImage(UNREADABLE, one_line(error))
 
 
 def _is_array(found: object) -> bool:

@@ -25,6 +25,8 @@ from frozenfusion.utils.files import (
 )
 
 FORMAT = 1
+CHECKPOINTS = {"best": "model.safetensors", "last": "last.safetensors"}
+UNKNOWN = "unknown"  # source of the split of a model that was saved by itself
 
 # The options of a training that make its run what it is: with another value it would be another run. All but `epochs`,
 # which may grow, are held against the checkpoint; runs that agree in all, and in their head, are repetitions of one
@@ -96,7 +98,7 @@ class RunFolder:
 
     def weights(self, checkpoint: str) -> Path:
         """Parameters of the "best" epoch or of the "last", once the run is finished."""
-        return self.file({"best": "model.safetensors", "last": "last.safetensors"}[checkpoint])
+        return self.file(CHECKPOINTS[checkpoint])
 
     def best(self, epoch: int) -> Path:
         """Parameters of the best epoch so far, while the run is under way."""
@@ -148,7 +150,7 @@ class RunFolder:
         """Which pairs it was trained, validated and is to be tested on; none of a model that was saved by itself."""
         path = self.file("split.json")
         if not path.exists() and "options" not in self.config:
-            return Split("none", 0, [], [], [])
+            return Split(UNKNOWN, 0, [], [], [])
         return Split.load(path)
 
     @cached_property
@@ -183,7 +185,7 @@ class RunFolder:
 
     def is_finished(self, epochs: int) -> bool:
         """Whether the run was brought to its end after so many epochs."""
-        return self.summary_file.exists() and read_json(self.summary_file).get("epochs") == epochs
+        return RunFolder(self.path).summary.get("epochs") == epochs  # as it is now
 
     def check_free(self) -> None:
         """Raise UserError if the folder holds what no run of ours left there."""
@@ -209,6 +211,10 @@ def _is_own(name: str) -> bool:
     return name in _FILES or name.startswith((".", "best-", "epoch-")) or name.endswith(".lock")
 
 
+def _are_numbers(line: Mapping[str, Any]) -> bool:
+    return all(value is None or type(value) in (int, float) for value in line.values())
+
+
 def _read_lines(path: Path) -> list[Mapping[str, Any]]:
     if not path.exists():
         return []
@@ -218,6 +224,6 @@ def _read_lines(path: Path) -> list[Mapping[str, Any]]:
         raise UserError(f"{path}: not lines of JSON ({error}): restore or remove the file") from error
     except OSError as error:
         raise file_error(error, path) from error
-    if not all(isinstance(line, dict) and "epoch" in line for line in lines):
+    if not all(isinstance(line, dict) and "epoch" in line and _are_numbers(line) for line in lines):
         raise UserError(f"{path}: a line is no epoch's figures: restore or remove the file")
     return lines

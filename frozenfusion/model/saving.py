@@ -21,15 +21,21 @@ from frozenfusion.utils.files import link_or_copy, write_atomically, write_json
 from frozenfusion.utils.messages import one_line
 from frozenfusion.utils.tensors import fill, read_metadata, read_tensors, weights_sha256, write_tensors
 
-HUB_FILES = ["config.json", "split.json", "model.safetensors", "tokenizer/*", "text_encoder/*"]
+HUB_FILES = ["config.json", "split.json", "tokenizer/*", "text_encoder/*"]  # and the weights
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def save_model(model: PairNetwork, folder: Path, **about: Any) -> None:
     """Write all that is needed to load a model again, on any machine. Raises UserError where the disk says no."""
     run = RunFolder(folder)
+    if model.tokenizer is None:
+        raise ValueError("the model was built without a tokenizer: give it one, or load it with from_pretrained")
+    if not about and run.exists and "options" in run.config:
+        raise UserError(f"{folder}: holds a training, which would be lost: choose another folder")
     save_setup(model, run, **about)
     save_weights(model, run.weights("best"))
+    if model.split is not None:
+        model.split.save(run.file("split.json"))
 
 
 def save_setup(model: PairNetwork, run: RunFolder, *, share: RunFolder | None = None, **about: Any) -> None:
@@ -98,22 +104,23 @@ def check_whole(run: RunFolder) -> None:
             raise UserError(f"{part}: not there: the run folder is not whole: copy all of it")
 
 
-def find_run(name_or_path: str | Path) -> RunFolder:
+def find_run(name_or_path: str | Path, checkpoint: str) -> RunFolder:
     """A run folder on this machine, or what the Hugging Face hub has under a name. Raises UserError for neither."""
     folder = Path(name_or_path).expanduser()
-    if folder.exists() or not _HUB_NAME.fullmatch(str(name_or_path)):
+    below = folder.parent != Path() and folder.parent.exists()  # a name of ours, mistyped
+    if folder.exists() or below or not _HUB_NAME.fullmatch(str(folder)):
         return RunFolder(folder)
     import huggingface_hub
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    name = str(name_or_path)
+    name, files = str(name_or_path), [*HUB_FILES, RunFolder(Path()).weights(checkpoint).name]
     try:
-        return RunFolder(Path(huggingface_hub.snapshot_download(name, allow_patterns=HUB_FILES)))
+        return RunFolder(Path(huggingface_hub.snapshot_download(name, allow_patterns=files)))
     except Exception as error:  # the network, the hub, the disk: what to do is the same
         cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ else error
         raise UserError(
             f"{name}: no such folder, and it could not be fetched from the Hugging Face hub ({one_line(cause)}): "
-            f"check the path, or get {', '.join(HUB_FILES)} from https://huggingface.co/{name}/tree/main into a folder"
+            f"check the path, or get {', '.join(files)} from https://huggingface.co/{name}/tree/main into a folder"
         ) from error
 
 

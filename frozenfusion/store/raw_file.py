@@ -112,7 +112,9 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
             raise UserError(f"{path}: not a regular file: check the path")
         return open(path, "rb")
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such feature file: make it with extract_features.py, or check the path") from error
+        raise UserError(
+            f"{path}: no such feature file: make it with python extract_features.py, or check the path"
+        ) from error
     except OSError as error:
         raise file_error(error, path) from error
 

@@ -67,6 +67,9 @@ class FeatureStore:
         if not sound or self.status.max() >= len(STATUS_NAMES):
             raise UserError(f"{path}: its ids or statuses are damaged: {MEND}")
 
+    def __repr__(self) -> str:
+        return f"FeatureStore({str(self.path)!r}, {self.n:,} rows of {self.shape} {self.dtype})"
+
     def close(self) -> None:
         """Let go of the file, which Windows replaces only when nobody has it open. The arrays are gone then."""
         for name in ("ids", "features", "status", "digest", "stat", "crc32"):
@@ -86,7 +89,7 @@ class FeatureStore:
         exact = np.fromiter((len(code) <= width and code[-1:] != b"\0" for code in encoded), bool, len(encoded))
         return np.where(exact & (self.ids[rows] == wanted), rows, -1).astype(np.int64)
 
-    def require_rows(self, ids: Sequence[str], data: str | os.PathLike[str]) -> Rows:
+    def require_rows(self, ids: Sequence[str], data: str | os.PathLike[str] = "DATA") -> Rows:
         """The row of each id, (k,) int64. Raises UserError, with the command for `data`, unless all are computed."""
         rows = self.rows(ids)
         lacking = {"lacks {}": rows < 0, "has not computed {} yet": (rows >= 0) & (self.status[rows] == PENDING)}

@@ -1,6 +1,6 @@
 """Writing a store: rows at their offsets, commits, files that grow and files made anew.
 
-One row an id; a row is trusted only at status ok. cache/README.md describes the file. Shapes: n rows of a store,
+One row per id; a row is trusted only at status ok. cache/README.md describes the file. Shapes: n rows of a store,
 k rows of a call, `shape` what one row is, (d,) or (r, d).
 """
 

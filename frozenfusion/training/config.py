@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from frozenfusion.utils.checks import at_least, at_most, below, one_of, whole
+from frozenfusion.utils.checks import at_least, at_most, below, one_of, tidy, whole
 from frozenfusion.utils.errors import UsageError
 
+ALL = "all"  # in the place of the names of heads
 LARGEST_SEED = 2**63 - 1
 
 
@@ -80,6 +81,9 @@ class TrainConfig:
     """auto resumes what is there, always fails if there is nothing, never refuses to overwrite"""
 
     def __post_init__(self) -> None:
+        tidy(self, "text_encoder")
+        plain = {name: value.item() if hasattr(value, "item") else value for name, value in self.head_options.items()}
+        object.__setattr__(self, "head_options", plain)
         for name in ("epochs", "batch_size", "save_every"):
             whole(name, getattr(self, name), 1)
         whole("max_length", self.max_length, 3)
@@ -95,7 +99,7 @@ class TrainConfig:
             at_most("alpha", self.alpha, 1)
         check_seed("seed", self.seed)
         if "alpha" in self.head_options:
-            raise UsageError("`head_option=alpha` has a name of its own: give `alpha`")
+            raise UsageError("alpha has a place of its own beside `head_options`: give `alpha`")
 
 
 def check_seed(name: str, seed: int) -> None:

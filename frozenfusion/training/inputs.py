@@ -1,7 +1,8 @@
-"""What all trainings of one command share: pairs, split, cached features, tokens. Each is read once, on first use."""
+"""What all trainings of one command share: pairs, split, cached features, and tokens, which are made on first use."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from frozenfusion.data.pairs import Pairs
+from frozenfusion.data.pairs import Pairs, require_pairs
 from frozenfusion.data.splits import Split, split_pairs
 from frozenfusion.fusion.base import FusionHead
 from frozenfusion.fusion.registry import head_class, head_names, head_options, unsupported_reason
@@ -24,12 +25,11 @@ from frozenfusion.store.status import OK
 from frozenfusion.text.cache import CachedTexts, cached_texts
 from frozenfusion.text.encoder import load_text_encoder
 from frozenfusion.text.tokens import TokenizedTexts, load_tokenizer, tokenize
-from frozenfusion.training.config import TrainConfig
+from frozenfusion.training.config import ALL, TrainConfig
 from frozenfusion.utils.device import autocast_type, choose_device
 from frozenfusion.utils.errors import UsageError, UserError
+from frozenfusion.utils.messages import first_few
 from frozenfusion.utils.progress import log
-
-ALL = "all"
 
 
 class TrainingInputs:
@@ -47,6 +47,7 @@ class TrainingInputs:
         heads: Sequence[str],
         split: Split | None = None,
     ) -> None:
+        require_pairs(pairs)
         self._config = config
         self.pairs, self.store = pairs, store
         self.regions = store.shape[0] if len(store.shape) == 2 else 0  # of an image, 0 where they are pooled
@@ -55,6 +56,7 @@ class TrainingInputs:
         self.device = choose_device(config.device)
         self.autocast = autocast_type(config.precision, self.device)
         self.split = split or split_pairs(pairs, seed=config.seed, val_fraction=config.val_fraction)
+        _check_split(pairs, self.split)
         self.ids = [*self.split.train, *self.split.val]
         self._rows = store.require_rows(self.ids, pairs.path)
         self._members = pairs.select(self.ids)
@@ -193,9 +195,9 @@ class TrainingInputs:
 def _supported(names: Sequence[str], regions: int) -> list[str]:
     """The heads that are meant; `all` leaves out, and says so, those that the features cannot serve."""
     if not names:
-        raise UsageError("`head` needs the name of a head, several names, or all")
+        raise UsageError("`heads` needs the name of a head, several names, or all")
     if len(set(names)) != len(names):
-        raise UsageError(f"`head` names a head twice: {' '.join(names)}")
+        raise UsageError(f"`heads` names a head twice: {' '.join(names)}")
     wanted = head_names() if ALL in names else names
     reasons = {name: unsupported_reason(head_class(name), regions=regions) for name in wanted}
     for name, reason in reasons.items():
@@ -206,27 +208,52 @@ def _supported(names: Sequence[str], regions: int) -> list[str]:
     return [name for name, reason in reasons.items() if not reason]
 
 
+def effective(config: TrainConfig, head: type[FusionHead]) -> TrainConfig:
+    """A config without what means nothing to a head: what a run of it is made from."""
+    usual = TrainConfig()
+    own = {name: value for name, value in config.head_options.items() if name in head_options(head)}
+    nothing = {name: getattr(usual, name) for name in meaningless(head)}
+    return dataclasses.replace(config, **nothing, head_options=own)
+
+
+def meaningless(head: type[FusionHead]) -> set[str]:
+    """The options that mean nothing to a head."""
+    names = set() if "alpha" in head_options(head) else {"alpha"}
+    names |= set() if "text" in head.uses else {"freeze_text"}
+    return names | (set() if "image" in head.uses else {"image_dropout"})
+
+
 def _options_for(head: type[FusionHead], config: TrainConfig) -> dict[str, Any]:
-    """What of the config's options for heads this head takes."""
-    given = {"alpha": config.alpha, **config.head_options}
-    return {name: given[name] for name in head_options(head) if name in given}
+    """What of the config's options for heads a head takes; where alpha was not given, the head's own default stays."""
+    known, given = head_options(head), dict(config.head_options)
+    if config.alpha != TrainConfig().alpha or known.get("alpha") == config.alpha:
+        given["alpha"] = config.alpha
+    return {name: given[name] for name in known if name in given}
 
 
 def _refuse_meaningless(config: TrainConfig, heads: Sequence[str]) -> None:
     """Raise UsageError for options that were given and that none of the heads has a use for."""
-    kinds, usual = [head_class(head) for head in heads], TrainConfig()
+    kinds, usual, named = [head_class(head) for head in heads], TrainConfig(), ", ".join(heads)
+    for name in set.intersection(*map(meaningless, kinds)):
+        if getattr(config, name) != getattr(usual, name):
+            raise UsageError(f"`{name}` means nothing to {named}: leave it out")
     taken = {name for kind in kinds for name in head_options(kind)}
-    named = ", ".join(heads)
-    for name in [*(["alpha"] if config.alpha != usual.alpha else []), *config.head_options]:
-        if name not in taken:
-            known = ", ".join(sorted(taken)) or "none"
-            flag = "alpha" if name == "alpha" else f"head_option={name}"
-            raise UsageError(f"`{flag}` means nothing to {named}: options of the heads that are trained: {known}")
-    for modality, names in (("text", ("freeze_text",)), ("image", ("image_dropout",))):
-        if any(modality in kind.uses for kind in kinds):
-            continue
-        for name in names:
-            if getattr(config, name) != getattr(usual, name):
-                raise UsageError(f"`{name}` means nothing to {named}, which does not look at the {modality}")
-    if config.modality_dropout and not any(len(kind.uses) > 1 for kind in kinds):
-        raise UsageError(f"`modality_dropout` means nothing to {named}, which looks at one modality")
+    for name in config.head_options.keys() - taken:
+        known = ", ".join(sorted(taken)) or "none"
+        raise UsageError(f"`head_options` {name} means nothing to {named}, whose options are: {known}")
+
+
+def _check_split(pairs: Pairs, split: Split) -> None:
+    """Raise UserError for a split of a user's own that does not serve these pairs."""
+    for part in ("train", "val", "test"):
+        ids = getattr(split, part)
+        strange = [id for id, row in zip(ids, pairs.rows(ids), strict=True) if row < 0]
+        if strange and part != "test":
+            raise UserError(f"the split's {part} part names pairs that are not in {pairs.path}: {first_few(strange)}")
+        if len(set(ids)) != len(ids):
+            raise UserError(f"the split's {part} part names a pair twice")
+    if not split.train:
+        raise UserError("the split's train part is empty: nothing can be learned")
+    bare = [pair.id for pair in pairs.select([*split.train, *split.val]) if pair.label is None]
+    if bare:
+        raise UserError(f"the split has pairs without a label to train or validate on: {first_few(bare)}")

@@ -33,7 +33,7 @@ from frozenfusion.training.checkpoint import (
     write_metrics,
 )
 from frozenfusion.training.config import TrainConfig
-from frozenfusion.training.inputs import TrainingInputs
+from frozenfusion.training.inputs import TrainingInputs, effective, meaningless
 from frozenfusion.training.messages import epoch_line, introduce
 from frozenfusion.training.plots import plot_curves, plot_learning_rate
 from frozenfusion.training.trainer import Trainer
@@ -107,8 +107,8 @@ def train(
             trained otherwise, too little memory or disk.
     """
     config = config or TrainConfig()
-    folder = RunFolder(Path(run) if run is not None else default_folder(head))
     head_class(head)
+    folder = RunFolder(Path(run) if run is not None else default_folder(head))
     folder.check_free()
     return train_run(TrainingInputs(pairs, as_store(features), config, [head], split), head, config, folder)
 
@@ -154,12 +154,13 @@ def read_run(folder: RunFolder) -> TrainedRun:
 
 def _state(folder: RunFolder, config: TrainConfig, inputs: TrainingInputs, head: str) -> State:
     """How far the run is. Raises UserError where `resume` or an option that changed since forbids to resume."""
-    fixed = [name for name in RECIPE if name not in ("epochs", "head_options")]
+    kind = head_class(head)
+    fixed = [name for name in RECIPE if name not in {"epochs", "head_options", *meaningless(kind)}]
     made_from = {
         "--fusion": head,
         "--seed": config.seed,
         **{f"--{name.replace('_', '-')}": getattr(config, name) for name in fixed},
-        HEAD_OPTIONS: dict(config.head_options),
+        HEAD_OPTIONS: dict(effective(config, kind).head_options),
         "image features": dict(inputs.store.fingerprint),
         PAIRS: inputs.digest,
     }
@@ -190,7 +191,8 @@ def _change(name: str, old: Any, new: Any) -> str:
     if name in _TOLD:
         return _TOLD[name]
     if name.startswith("--"):  # as checkpoints name options
-        name = f"`{name.removeprefix('--').replace('-', '_').replace('fusion', 'head')}`"
+        name = name.removeprefix("--").replace("-", "_")
+        name = f"`{ {'fusion': 'head', 'head_option': 'head_options'}.get(name, name) }`"
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         parts = sorted(part for part in old.keys() | new.keys() if old.get(part) != new.get(part))
         return f"{name}: " + ", ".join(f"{part} {old.get(part)} → {new.get(part)}" for part in parts)
@@ -278,7 +280,7 @@ def _locked(folder: RunFolder) -> Iterator[None]:
 
 def _as_json(inputs: TrainingInputs, config: TrainConfig, head: str, folder: RunFolder) -> dict[str, Any]:
     """The options of the run as config.json keeps them, under the command line's names, for --config to read back."""
-    values = dataclasses.asdict(config)
+    values = dataclasses.asdict(effective(config, head_class(head)))
     del values["resume"], values["head_options"]
     given = {"data": inputs.pairs.path, "cache": inputs.store.path, "run": folder.path}
     return {

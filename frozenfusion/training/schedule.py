@@ -12,7 +12,7 @@ RESTART_AFTER = 10  # epochs, the reference's T_0
 def learning_rate(schedule: str, *, epoch: int, epochs: int, highest: float) -> float:
     """The learning rate in `epoch` (1 is the first) of so many epochs.
 
-    cosine-restarts is the reference's `CosineAnnealingWarmRestarts(T_0=10, T_mult=1, eta_min=1e-6)` stepped once an
+    cosine-restarts is the reference's `CosineAnnealingWarmRestarts(T_0=10, T_mult=1, eta_min=1e-6)` stepped once per
     epoch: the eleventh epoch is back at the highest rate. Source: Loshchilov & Hutter, 2017 (arXiv:1608.03983).
     """
     return _SCHEDULES[schedule](epoch - 1, epochs, highest)

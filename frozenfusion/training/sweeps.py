@@ -13,8 +13,8 @@ from frozenfusion.data.pairs import Pairs
 from frozenfusion.data.splits import Split
 from frozenfusion.model.run_folder import RunFolder
 from frozenfusion.store.reader import FeatureStore, as_store
-from frozenfusion.training.config import TrainConfig, check_seeds
-from frozenfusion.training.inputs import ALL, TrainingInputs
+from frozenfusion.training.config import ALL, TrainConfig, check_seeds
+from frozenfusion.training.inputs import TrainingInputs
 from frozenfusion.training.messages import seconds
 from frozenfusion.training.run import TrainedRun, train_run
 from frozenfusion.utils.errors import UserError
@@ -61,6 +61,8 @@ def sweep(
         UserError: as for `train`; at the end, for runs that failed.
     """
     config, folder = config or TrainConfig(), Path(folder)
+    heads = [heads] if isinstance(heads, str) else heads
+    seeds = [seed.item() if hasattr(seed, "item") else seed for seed in seeds]
     check_seeds(seeds)
     inputs = TrainingInputs(pairs, as_store(features), config, heads, split)
     return train_jobs(inputs, _jobs(inputs.heads, seeds, config, folder), folder, resume=config.resume)
@@ -105,9 +107,9 @@ def _jobs(heads: Sequence[str], seeds: Sequence[int], config: TrainConfig, folde
 def _check_resume(folder: Path, jobs: Sequence[_Job], resume: str) -> None:
     begun = [job.folder.path for job in jobs if job.folder.exists]
     if resume == "never" and begun:
-        raise UserError(f"{begun[0]}: holds a training, and `resume=never` keeps off those: choose another `run`")
+        raise UserError(f"{begun[0]}: holds a training, and `resume=never` keeps off those: choose another `folder`")
     if resume == "always" and not begun:
-        raise UserError(f"{folder}: no training to resume, and `resume=always` asks for one: check `run`")
+        raise UserError(f"{folder}: no training to resume, and `resume=always` asks for one: check `folder`")
 
 
 def _failed(job: _Job, error: Exception) -> str:

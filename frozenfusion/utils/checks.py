@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args, get_origin, get_type_hints
+import os
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from frozenfusion.utils.errors import UsageError
+
+
+def tidy(config: Any, *paths: str) -> None:
+    """Make numpy scalars of a frozen dataclass plain values, and its fields `paths`, which may be paths, strings."""
+    for name, value in list(vars(config).items()):
+        if name in paths:
+            object.__setattr__(config, name, os.fspath(value))
+        elif hasattr(value, "item"):
+            object.__setattr__(config, name, value.item())
 
 
 def at_least(name: str, value: float, bound: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 
@@ -10,8 +11,12 @@ from filelock import FileLock, Timeout
 
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import writing
+from frozenfusion.utils.progress import log
 
 PATIENCE = 0.2  # seconds for a holder that is just letting go
+
+
+_UNSUPPORTED = {errno.ENOLCK, errno.EOPNOTSUPP}  # a file system's "not here"
 
 
 class WriterLock:
@@ -29,6 +34,12 @@ class WriterLock:
                 self._lock.acquire(timeout=PATIENCE)
             except Timeout as error:
                 raise UserError(f"{path}: {self._holder()} is writing it: wait until that ends, or stop it") from error
+            except OSError as error:
+                if error.errno not in _UNSUPPORTED:
+                    raise
+                log.warning("%s: this file system has no locks: make sure that no second run writes it", path)
+                self._unlink()
+                return
         with contextlib.suppress(OSError):  # a courtesy to the second writer; a full disk must not stop the first
             told = self._path.read_bytes()
             if not told.strip() or told.strip().isdigit():  # else the library's own, where a file system has no locks

@@ -34,7 +34,7 @@ class Registry(Generic[Item]):
 
         Raises UsageError for a name that another has, or that could not stand for a folder.
         """
-        if not _NAME.fullmatch(name) or name == "all":
+        if not isinstance(name, str) or not _NAME.fullmatch(name) or name == "all":
             raise UsageError(f"{self._kind} {name!r}: a name has letters, digits, '.', '_' and '-', and is not 'all'")
         where = (origin.__module__, origin.__qualname__)
         if self._origins.setdefault(name, where) != where:
@@ -52,12 +52,13 @@ class Registry(Generic[Item]):
                         f"{self._kind} {name}: {entry.value} cannot be imported ({first_line(error)}): mend or remove"
                         " the package that has it"
                     ) from error
+                if name not in self._items:
+                    raise UserError(f"{self._kind} {name}: {entry.value} was imported and does not register it")
         return self._items.get(name)
 
     def names(self) -> list[str]:
-        """All names, in the order in which they were added, those of installed packages last."""
-        installed = sorted({entry.name for entry in entry_points(group=self._group)} - self._items.keys())
-        return [*self._items, *(name for name in installed if self.get(name) is not None)]
+        """All names, in the order in which they were added, those of installed packages, not imported yet, last."""
+        return [*self._items, *sorted({entry.name for entry in entry_points(group=self._group)} - self._items.keys())]
 
     def remove(self, name: str) -> None:
         """Forget a name, if it is there."""
@@ -82,6 +83,14 @@ def import_plugin(name: str) -> None:
         raise UserError(f"`import={name}`: cannot be imported ({what}): check the file") from error
 
 
+def _is_free(name: str, path: Path) -> bool:
+    """Whether a file can be imported under a name: nothing else would be found by it."""
+    if not name.isidentifier():
+        return False
+    found = importlib.util.find_spec(name)
+    return found is None or found.origin == str(path)
+
+
 def _import_file(path: Path) -> None:
     path = path.resolve()
     if not path.is_file():
@@ -90,7 +99,7 @@ def _import_file(path: Path) -> None:
     known = sys.modules.get(name)
     if known is not None and getattr(known, "__file__", None) == str(path):
         return
-    if known is not None or not name.isidentifier() or importlib.util.find_spec(name) is not None:
+    if known is not None or not _is_free(name, path):
         name = f"frozenfusion_plugin_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
         if name in sys.modules:
             return

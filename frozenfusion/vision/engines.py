@@ -134,8 +134,8 @@ class OpenVINOEngine:
         batch_size, side, *_ = shape
         threads = torch.get_num_threads()
         self._size = max(1, min(REQUEST_IMAGES, batch_size // threads))
-        # traced with a small picture, which is quicker
-        model = openvino.convert_model(network, example_input=torch.zeros(1, 32, 32, 3, dtype=torch.uint8))
+        traced = 32 if network.any_size else side  # a small picture is quicker
+        model = openvino.convert_model(network, example_input=torch.zeros(1, traced, traced, 3, dtype=torch.uint8))
         model.reshape([self._size, side, side, 3])
         hints = {
             "PERFORMANCE_HINT": "THROUGHPUT",

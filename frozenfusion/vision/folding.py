@@ -21,6 +21,8 @@ class FoldedEfficientNet(FrozenNetwork):
     The network given is left as it is.
     """
 
+    any_size = True
+
     def __init__(self, network: EfficientNet, pool: str) -> None:
         super().__init__(pool)
         self.stem = fold(network._conv_stem, network._bn0)
@@ -107,7 +109,7 @@ def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None) -> nn.Conv2d:
 
 
 def region_side(network: EfficientNet, image_size: int) -> int:
-    """How many regions a side the network makes of an image: 7 of 224 pixels."""
+    """How many regions per side the network makes of an image: 7 of 224 pixels."""
     side = image_size
     for conv in (network._conv_stem, *(block._depthwise_conv for block in network._blocks)):
         before, after, *_ = getattr(conv.static_padding, "padding", (0, 0))

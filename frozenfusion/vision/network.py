@@ -22,6 +22,7 @@ class FrozenNetwork(nn.Module):
 
     scale: Tensor
     shift: Tensor
+    any_size = False  # whether it computes the same way on pictures of another size than it was built for
 
     def __init__(self, pool: str, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> None:
         super().__init__()

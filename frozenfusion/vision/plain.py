@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from frozenfusion.utils.errors import UserError
+from frozenfusion.utils.messages import first_line
 from frozenfusion.utils.tensors import weights_sha256
 from frozenfusion.vision.network import FrozenNetwork
 
@@ -45,14 +46,20 @@ class PlainEncoder:
 
     @cached_property
     def weights_sha256(self) -> str:
-        """What names the weights in a fingerprint."""
-        return weights_sha256(self._module.state_dict())
+        """What names the weights in a fingerprint, and the layers that they belong to."""
+        return weights_sha256(self._module.state_dict(), repr(self._module))
 
     def feature_shape(self, pool: str, image_size: int) -> tuple[int, ...]:
         """(d,) for pool="avg", (r, d) for pool="none": of one black image, tried out."""
         picture = torch.zeros(1, image_size, image_size, 3, dtype=torch.uint8)
-        with torch.inference_mode():
-            features = self.build(pool, image_size)(picture)
+        try:
+            with torch.inference_mode():
+                features = self.build(pool, image_size)(picture)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise UserError(
+                f"backbone {self._name}: fails on an image of {image_size} pixels ({first_line(error)}): see "
+                "docs/backbones.md"
+            ) from error
         return tuple(features.shape[1:])
 
     def build(self, pool: str, image_size: int) -> PlainNetwork:

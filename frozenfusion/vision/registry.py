@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from frozenfusion.utils.errors import UsageError
+from frozenfusion.utils.errors import UsageError, UserError
+from frozenfusion.utils.messages import first_line
 from frozenfusion.utils.plugins import Registry
 from frozenfusion.vision.pixels import IMAGENET_MEAN, IMAGENET_STD
 
@@ -79,6 +80,9 @@ def register_backbone(
             return network.features
     """
 
+    if not isinstance(name, str):
+        raise UsageError("register_backbone takes the network's name, as in @register_backbone('my-network')")
+
     def add(function: Function) -> Function:
         if name in EFFICIENTNETS:
             raise UsageError(f"backbone {name!r} is built in: choose another name")
@@ -112,4 +116,13 @@ def load_encoder(name: str, weights: str) -> Encoder:
 
     registered = BACKBONES.get(name)
     assert registered is not None  # check_backbone
-    return PlainEncoder(name, registered.network(weights), registered.mean, registered.std)
+    try:
+        module = registered.network(weights)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a user's function does
+        raise UserError(
+            f"backbone {name}: its function failed with `weights={weights}` ({type(error).__name__}: "
+            f"{first_line(error)}): give the weights that it expects"
+        ) from error
+    return PlainEncoder(name, module, registered.mean, registered.std)

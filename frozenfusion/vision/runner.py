@@ -67,7 +67,7 @@ class Runner:
         batch_size: int | None = None,
     ) -> None:
         self.device = choose_device(device)
-        self.batch_size = batch_size or _batch_size(self.device)
+        self.batch_size = batch_size or default_batch_size(self.device)
         self.precision = precision
         self.runtime = "eager" if runtime == "auto" else runtime
         self._image_size, self._images_left = image_size, images_left
@@ -191,7 +191,7 @@ class Runner:
         return min(layouts, key=seconds)
 
 
-def _batch_size(device: torch.device) -> int:
+def default_batch_size(device: torch.device) -> int:
     """On a CPU as many images for each thread, so that most of what a thread computes are whole images."""
     threads = torch.get_num_threads()
     return GPU_BATCH_SIZE if device.type == "cuda" else threads * max(1, min(REQUEST_IMAGES, 64 // threads))

@@ -207,3 +207,24 @@ def test_messages_speak_the_language_of_who_reads_them():
     assert worded("`features`: `head=x`, `rebuild=True`: python evaluate.py", ExtractOptions, "frozenfusion train") == (
         "--cache: --fusion x, --rebuild: frozenfusion evaluate"
     )
+
+
+def test_a_configuration_of_an_evaluation_leaves_the_paths_to_the_command_line(tmp_path):
+    file = tmp_path / "options.yaml"
+    file.write_text("bootstrap: 500\nsplit: val\n")
+    options = cli.parse(EvaluateOptions, ["runs/a", "data", "--config", str(file), "--split", "train"])
+    assert (options.paths, options.bootstrap, options.split) == ((Path("runs/a"), Path("data")), 500, "train")
+
+
+@pytest.mark.parametrize("content", ["head_option: [layers=2, heads=4]\n", "head_options: {layers: 2, heads: 4}\n"])
+def test_options_of_a_head_in_a_file_are_laid_over_by_name(tmp_path, content):
+    file = tmp_path / "options.yaml"
+    file.write_text(content)
+    options = cli.parse(TrainOptions, ["data", "--config", str(file), "--head-option", "layers=3"])
+    assert options.head_options == {"layers": 3, "heads": 4}
+
+
+def test_what_the_flags_mend_in_a_file_is_not_refused(tmp_path):
+    file = tmp_path / "options.yaml"
+    file.write_text("rebuild: true\nresume: never\n")
+    assert cli.parse(ExtractOptions, ["data", "--config", str(file), "--resume", "auto"]).rebuild

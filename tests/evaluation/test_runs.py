@@ -94,3 +94,37 @@ def test_a_configuration_that_is_not_a_run_s_is_named(tmp_path: Path, content: s
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match=r"config\.json"):
         _ = RunFolder(tmp_path).model_config
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        ("label_names", [1, 2, 3]),
+        ("label_names", []),
+        ("fusion", ["concat"]),
+        ("fusion_options", "alpha"),
+        ("head_source", {"file": 5}),
+        ("image_fingerprint", None),
+        ("image_width", 10**12),
+        ("image_width", "16"),
+        ("image_regions", -1),
+        ("image_dropout", 7),
+        ("max_length", None),
+        ("freeze_text", 1),
+        ("width", 0),
+    ],
+)
+def test_an_entry_that_no_model_has_is_named(runs: Path, tmp_path: Path, entry: str, value: object):
+    config = json.loads((runs / "b" / "config.json").read_text())
+    config["model"][entry] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=rf"config\.json: {entry} is .*, which no model has"):
+        _ = RunFolder(tmp_path).model_config
+
+
+def test_a_summary_or_figures_of_another_kind_are_no_traceback(tmp_path: Path):
+    (tmp_path / "summary.json").write_text("[]")
+    assert not RunFolder(tmp_path).is_finished(2)
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1, "val_accuracy": "y"}')
+    with pytest.raises(UserError, match="a line is no epoch's figures"):
+        RunFolder(tmp_path).validation("best")

@@ -224,7 +224,7 @@ def test_cross_attention_is_refused_on_pooled_features(encoder: PreTrainedModel,
 @pytest.mark.parametrize(
     ("fusion", "options", "said"),
     [
-        ("sum", {}, "`head=sum`: no such fusion head"),
+        ("sum", {}, "sum: no such fusion head"),
         ("concat", {"alpha": 0.5}, "concat: no option 'alpha'"),
         ("transformer", {"layers": 1.5}, "layers=1.5: expected a whole number"),
     ],

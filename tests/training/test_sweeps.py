@@ -87,7 +87,7 @@ def test_all_leaves_out_what_the_features_cannot_serve_and_says_so(
     monkeypatch.setattr(sweep.log, "propagate", True)
     runs = train_all(changed(options, fusion=("all",), epochs=1))
     assert [run.fusion for run in runs] == [name for name in head_names() if name != "cross-attention"]
-    assert "left out: `head=cross-attention`" in caplog.text
+    assert "left out: cross-attention attends over image regions" in caplog.text
 
 
 def test_all_on_region_features_is_every_head(options: Training, folder: Path) -> None:
@@ -106,7 +106,7 @@ def test_an_unknown_head_and_one_named_twice_are_told_before_anything_is_read(
 ) -> None:
     options = changed(options, data=Path("nowhere"))
     assert train_command.main(changed(options, fusion=("concat", "concatt")).flags()) == 2
-    assert "--fusion concatt: no such fusion head" in capsys.readouterr().err
+    assert "concatt: no such fusion head" in capsys.readouterr().err
     assert train_command.main(changed(options, fusion=("concat", "text", "concat")).flags()) == 2
     assert "twice" in capsys.readouterr().err
 
@@ -195,3 +195,16 @@ def test_the_command_prints_a_table_and_the_next_command(options: Training, caps
     assert train_command.main(alone.flags(), "train_head.py") == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith(f"next: python evaluate.py {options.run / 'concat'} ")
+
+
+def test_a_run_of_a_sweep_resumes_alone_from_its_own_configuration(
+    options: Training, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Options that mean nothing to its head are not its own: they would be refused."""
+    asked = changed(options, fusion=("image", "concat", "weighted"), alpha=0.3)
+    runs = train_all(asked)
+    for run in runs:
+        words = ["--config", str(run.folder / "config.json"), "--epochs", "3"]
+        assert train_command.main(words, "train_head.py") == 0, capsys.readouterr().err
+    alpha = [read_json(run.folder / "config.json")["options"]["alpha"] for run in runs]
+    assert alpha == [0.5, 0.5, 0.3]

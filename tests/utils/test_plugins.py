@@ -119,9 +119,17 @@ def test_an_installed_package_is_imported_when_its_name_is_asked_for(
 def test_names_list_installed_packages_last(on_the_shelf: Registry[str], install: Callable[[str, str], None]) -> None:
     install("curry", registering("curry"))
     install("anise", registering("anise"))
-    install("empty", "")  # which registers nothing
+    install("broken", "1 / 0\n")  # a list of names imports none of them
     on_the_shelf.add("salt", "NaCl", pepper)
-    assert on_the_shelf.names() == ["salt", "anise", "curry"]
+    assert on_the_shelf.names() == ["salt", "anise", "broken", "curry"]
+
+
+def test_an_installed_package_that_does_not_register_its_name_is_told(
+    on_the_shelf: Registry[str], install: Callable[[str, str], None]
+) -> None:
+    install("empty", "")
+    with pytest.raises(UserError, match=r"spice empty: .* was imported and does not register it"):
+        on_the_shelf.get("empty")
 
 
 def test_an_installed_package_that_is_broken_is_named(

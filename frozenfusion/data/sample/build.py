@@ -17,12 +17,11 @@ from PIL import ExifTags, Image
 
 from frozenfusion.data.folders import DATA, REFERENCE_LABELS
 from frozenfusion.data.sample.pictures import NEGATIVE, NEUTRAL, POSITIVE, draw
+from frozenfusion.data.sample.size import FEWEST_PAIRS, PAIRS
 from frozenfusion.data.sample.texts import write_tweet
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import read_json, write_json, writing
 
-PAIRS = 600
-FEWEST_PAIRS = 40
 TEXT_ENCODER = "text-encoder"
 
 _VERSION = 1  # of what is drawn and written; a new one makes old samples be made anew

@@ -106,7 +106,7 @@ def conclusions(comparison: Comparison, part: str) -> list[str]:
             )
     if part == "val":
         said.append(
-            "The validation part chose each run's best epoch: so these scores are optimistic: quote the test part's."
+            "The validation part chose each run's best epoch, so scores are optimistic: quote those of the test part."
         )
     if part in ("train", "all"):
         said.append("These figures hold pairs that the models were trained on: they say nothing about new ones.")
