@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from frozenfusion.training.run import TrainedRun as TrainedRun
     from frozenfusion.training.run import train as train
     from frozenfusion.training.sweeps import sweep as sweep
+    from frozenfusion.utils.errors import UsageError as UsageError
     from frozenfusion.utils.errors import UserError as UserError
     from frozenfusion.vision.registry import backbone_names as backbone_names
     from frozenfusion.vision.registry import register_backbone as register_backbone
@@ -55,6 +56,7 @@ face(
         "Split": "frozenfusion.data.splits",
         "TrainConfig": "frozenfusion.training.config",
         "TrainedRun": "frozenfusion.training.run",
+        "UsageError": "frozenfusion.utils.errors",
         "UserError": "frozenfusion.utils.errors",
         "backbone_names": "frozenfusion.vision.registry",
         "evaluate": "frozenfusion.evaluation.evaluator",

@@ -368,3 +368,52 @@ def test_what_means_nothing_is_refused_before_anything_is_written(
         ff.train(pairs, features, head, config=config(world, **changes), run=tmp_path / "run")
     assert told in str(error.value)
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_part_of_the_pairs_is_a_data_set(world: Path, pairs: ff.Pairs, features: ff.FeatureStore, tmp_path: Path):
+    part = pairs.subset(IDS[:12])
+    assert part.ids == IDS[:12]
+    run = ff.train(part, features, "image", config=config(world, epochs=1), run=tmp_path / "run")
+    assert ff.evaluate(run, part, features).inputs.selection.name == "test"
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda pairs, features: ff.train("posts.csv", features), "`pairs` must be what load_pairs returned, not str"),
+        (lambda pairs, features: ff.train(pairs, None), "`features` is a feature file, or what extract returned"),
+        (lambda pairs, features: ff.train(pairs, features, config={"lr": 1}), "`config` is a TrainConfig, not"),
+        (lambda pairs, features: ff.train(pairs, features, ["concat"]), "no such fusion head"),
+        (lambda pairs, features: ff.extract(pairs.pairs, "x.h5"), "`pairs` must be what load_pairs returned"),
+        (lambda pairs, features: ff.extract(pairs, "x.h5", config={}), "`config` is a ExtractConfig"),
+        (lambda pairs, features: ff.evaluate([], pairs, features), "`runs` are run folders"),
+        (lambda pairs, features: ff.evaluate([5], pairs, features), "`runs` are run folders"),
+        (lambda pairs, features: ff.TrainConfig(head_options="layers=4"), "`head_options` is a mapping"),
+    ],
+)
+def test_what_is_of_the_wrong_kind_is_told(pairs: ff.Pairs, features: ff.FeatureStore, call, told: str):
+    with pytest.raises(UsageError) as error:
+        call(pairs, features)
+    assert told in str(error.value)
+
+
+def test_a_head_that_gives_other_logits_is_told(
+    world: Path, pairs: ff.Pairs, features: ff.FeatureStore, tmp_path: Path
+):
+    @ff.register_head("too-many")
+    class TooMany(ff.FeatureHead):
+        def __init__(self, *, width: int, text_width: int, classes: int) -> None:
+            super().__init__(width)
+            self.classifier = torch.nn.Linear(width, classes + 1)
+
+        def forward(self, inputs: ff.HeadInputs, *, attention: bool = False) -> ff.HeadOutput:
+            return ff.HeadOutput(self.classifier(self.fill(inputs)[0]))
+
+    try:
+        with pytest.raises(ff.UserError, match=r"fusion head too-many: forward gave \(\d+, 4\)"):
+            ff.train(pairs, features, "too-many", config=config(world), run=tmp_path / "run")
+        with pytest.raises(UsageError, match="'concat' is built in: choose another name"):
+            ff.register_head("concat")(TooMany)
+    finally:
+        ff.fusion.base.HEADS.remove("too-many")
+    assert tuple(ff.head_names()) == ff.fusion.base.BUILT_IN

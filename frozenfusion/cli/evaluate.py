@@ -51,11 +51,14 @@ def _evaluate(options: EvaluateOptions) -> str:
     from frozenfusion.data.pairs import load_pairs
     from frozenfusion.evaluation.evaluator import evaluate  # imports torch
     from frozenfusion.evaluation.runs import find_runs
+    from frozenfusion.model.run_folder import RunFolder
     from frozenfusion.store.reader import FeatureStore
     from frozenfusion.utils.device import choose_device
     from frozenfusion.utils.progress import log
 
     *paths, data = options.paths
+    if RunFolder(data).exists:
+        raise UsageError(f"{data} is a run: give the run folders first, and the data last")
     choose_device(options.device)
     runs = [run.path for run in find_runs(paths, options.checkpoint)]  # before the data, which may be large
     store = FeatureStore(options.cache)

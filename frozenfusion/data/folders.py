@@ -37,9 +37,11 @@ def read_folder(root: Path) -> tuple[str, list[Record], dict[str, int]]:
         layout, files = "mvsa", DataFolder(root / DATA)
         records = unique(_raw_records(root / RAW_LABELS, files))
     elif any(_is_course_file(root / name) for name in COURSE_PARTS):
+        _require_headers(root)
         layout, files = "course", DataFolder(root / DATA)
         records = unique(_course_records(root, files))
     else:
+        _require_headers(root)
         return "unlabelled", _unlabelled_records(root), {}
     dropped = {
         CONTRADICTING: sum(record.label == CONTRADICTING for record in records),
@@ -137,6 +139,16 @@ def _course_records(root: Path, files: DataFolder) -> Iterator[Record]:
             if position > 0:
                 label = None if tag.lower() in NO_LABEL else _sentiment(tag, source)
                 yield files.record(id, source, label, split)
+
+
+def _require_headers(root: Path) -> None:
+    """Raise UserError for a label file of the course whose header is gone: it would not be taken for one."""
+    for name in COURSE_PARTS:
+        path = root / name
+        if path.is_file() and not _is_course_file(path):
+            source, line = next(iter(read_lines(path)), ("", ""))
+            if line.rpartition(",")[2].strip().lower() in {*SENTIMENTS, *NO_LABEL} and "," in line:
+                raise UserError(f"{source}: a label file without its header: put the line guid,tag above it")
 
 
 def course_ids(root: Path) -> list[str]:

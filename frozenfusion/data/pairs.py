@@ -76,6 +76,12 @@ class Pairs(Sequence[Pair]):
         """The positions of `ids`, int64, -1 where absent."""
         return np.array([self._position.get(id, -1) for id in ids], dtype=np.int64)
 
+    def subset(self, ids: Iterable[str]) -> Pairs:
+        """These pairs alone, as a data set of their own. Raises KeyError for an id that is not here."""
+        chosen = {pair.id for pair in self.select(ids)}
+        kept = tuple(pair for pair in self.pairs if pair.id in chosen)
+        return Pairs(self.path, self.layout, self.label_names, kept, {}, {})
+
     def select(self, ids: Iterable[str]) -> list[Pair]:
         """The pairs called `ids`, in that order. Raises KeyError for one that is not here."""
         return [self.pairs[self._position[id]] for id in ids]
@@ -126,7 +132,7 @@ def require_pairs(pairs: object) -> None:
     """Raise UsageError for what is not all of a data set, as load_pairs returns it."""
     if not isinstance(pairs, Pairs):
         raise UsageError(
-            f"`pairs` must be what load_pairs returned, not {type(pairs).__name__}: to train on a part, give a split"
+            f"`pairs` must be what load_pairs returned, not {type(pairs).__name__}: a part of them is pairs.subset(ids)"
         )
 
 

@@ -64,7 +64,9 @@ class Overlap(NamedTuple):
     images: int
 
 
-def split_pairs(pairs: Pairs, *, seed: int, val_fraction: float, test_fraction: float = TEST_FRACTION) -> Split:
+def split_pairs(
+    pairs: Pairs, *, seed: int = 0, val_fraction: float = 0.1, test_fraction: float = TEST_FRACTION
+) -> Split:
     """Divide the labelled pairs into train, validation and test parts, stratified.
 
     Parts that the files name are taken as they are, if they have labels; pairs that such files leave out are in no

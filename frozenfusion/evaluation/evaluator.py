@@ -20,6 +20,7 @@ from frozenfusion.evaluation.report.tables import comparison_text
 from frozenfusion.evaluation.runs import common_folder
 from frozenfusion.model.inference import Arithmetic, Predicted
 from frozenfusion.store.reader import FeatureStore, as_store
+from frozenfusion.utils.checks import config_of
 from frozenfusion.utils.device import autocast_type, choose_device
 from frozenfusion.utils.errors import UsageError
 from frozenfusion.utils.progress import log
@@ -60,6 +61,9 @@ class Evaluation:
             resamples=config.bootstrap,
             seed=config.seed,
         )
+
+    def __repr__(self) -> str:
+        return f"Evaluation of {', '.join(self.predictions)} on {len(self.inputs.members):,} pairs: see table(), save()"
 
     def table(self) -> str:
         """The figures as tables for a terminal; without labels, how often each class is predicted."""
@@ -140,11 +144,15 @@ def evaluate(
     Raises:
         UserError: a run, the pairs or the features do not serve.
     """
-    config = config or EvaluateConfig()
+    config = config_of(EvaluateConfig, config)
     device = choose_device(config.device)
     arithmetic = Arithmetic(device, autocast_type(config.precision, device), config.batch_size)
     paths = [runs] if isinstance(runs, str | os.PathLike) else list(runs)
+    if not paths or not all(isinstance(path, str | os.PathLike) for path in paths):
+        raise UsageError("`runs` are run folders, or what train returned: give one or several")
     inputs = EvaluationInputs(paths, pairs, as_store(features), config)
+    if config.baseline is not None and not any(config.baseline in (run.name, run.model.fusion) for run in inputs.runs):
+        raise UsageError(f"`baseline={config.baseline}`: none of the runs: name one of their heads, or a run")
     if config.baseline is not None and len(inputs.runs) == 1:
         raise UsageError(f"`baseline={config.baseline}` means nothing to one run: give several, or leave it out")
     for note in inputs.notes:

@@ -61,7 +61,17 @@ def _runs_in(path: Path) -> list[RunFolder]:
         return [run]
     with writing(path):
         folders = sorted(path.iterdir()) if path.is_dir() else []
+    for folder in folders:
+        if not _is_there(RunFolder(folder)) and any(map(_is_there, map(RunFolder, _below(folder)))):
+            log.warning("%s: holds runs of its own, left out: name it too", folder)
     return [run for run in map(RunFolder, folders) if _is_there(run)]
+
+
+def _below(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir()) if folder.is_dir() else []
+    except OSError:
+        return []
 
 
 def _is_there(run: RunFolder) -> bool:

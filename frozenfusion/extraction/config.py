@@ -38,7 +38,7 @@ class ExtractConfig:
     """decode JPEGs of several megapixels at a fraction of their size: faster, and the features differ by a trifle"""
 
     max_pixels: int = 100_000_000
-    """images with more pixels than this are refused before they are decoded"""
+    """images with more pixels than this (178,956,970 at most) are refused before they are decoded"""
 
     batch_size: int | None = None
     """images per forward pass; by default up to 4 for each thread of a CPU, 128 on a GPU"""

@@ -18,6 +18,7 @@ from frozenfusion.extraction.loop import NO_FILE, ExtractionLoop, Task, Timing, 
 from frozenfusion.store.reader import FeatureStore
 from frozenfusion.store.status import OK, PENDING, STATUS_NAMES
 from frozenfusion.store.writer import StoreWriter
+from frozenfusion.utils.checks import config_of
 from frozenfusion.utils.device import choose_device
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.progress import log
@@ -69,7 +70,7 @@ def extract(
     Raises:
         UserError: the weights, the feature file or the disk do not allow it; with `strict`, an image cannot be used.
     """
-    config = config or ExtractConfig()
+    config = config_of(ExtractConfig, config)
     config = dataclasses.replace(
         config,
         backbone=config.backbone if backbone is None else backbone,

@@ -142,6 +142,10 @@ def log_of(joined: Tensor) -> Tensor:
 
 Head = TypeVar("Head", bound=type[FusionHead])
 
+BUILT_IN = (
+    *("text", "image", "concat", "weighted", "attention", "gated", "vote", "max", "linear", "hybrid"),
+    *("transformer", "cross-attention"),
+)
 HEADS: Registry[type[FusionHead]] = Registry("fusion head", "frozenfusion.heads")
 
 
@@ -157,6 +161,8 @@ def register_head(name: str) -> Callable[[Head], Head]:
     def add(head: Head) -> Head:
         if not (isinstance(head, type) and issubclass(head, FusionHead)):
             raise UsageError(f"fusion head {name!r}: register a subclass of FusionHead or FeatureHead, not {head!r}")
+        if name in BUILT_IN and not head.__module__.startswith("frozenfusion."):
+            raise UsageError(f"fusion head {name!r} is built in: choose another name")
         HEADS.add(name, head, head)
         head.name = name
         return head

@@ -17,6 +17,7 @@ from frozenfusion.fusion.base import HeadInputs, HeadOutput
 from frozenfusion.fusion.registry import build_head
 from frozenfusion.model.config import ModelConfig
 from frozenfusion.text.encoder import TextFeatures, encode
+from frozenfusion.utils.errors import UserError
 from frozenfusion.vision.backbone import Backbone
 
 
@@ -106,6 +107,12 @@ class PairNetwork(nn.Module):
         if self.image_projection is not None:
             inputs = self._with_image(inputs, image)
         output: HeadOutput = self.head(inputs, attention=attention)
+        wanted = len(present), self.config.classes
+        if not isinstance(output, HeadOutput) or tuple(output.logits.shape) != wanted:
+            found = tuple(output.logits.shape) if isinstance(output, HeadOutput) else type(output).__name__
+            raise UserError(
+                f"fusion head {self.config.fusion}: forward gave {found}, not a HeadOutput of {wanted} logits"
+            )
         return output
 
     def loss(self, output: HeadOutput, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:

@@ -21,7 +21,7 @@ from frozenfusion.data.images import BadImage, decode_image, quiet_pillow, read_
 from frozenfusion.store.reader import Rows
 from frozenfusion.store.status import UNREADABLE
 from frozenfusion.utils.errors import UserError
-from frozenfusion.utils.messages import one_line
+from frozenfusion.utils.messages import first_few, one_line
 from frozenfusion.utils.progress import log
 from frozenfusion.vision.backbone import JPEG_DRAFT, Backbone, build_backbone
 from frozenfusion.vision.runner import default_batch_size
@@ -43,13 +43,18 @@ class RawImages:
             rest = iter(enumerate(images))
             while part := list(islice(rest, DECODED_AHEAD * runner.batch_size)):
                 decoded = list(pool.map(lambda item: _decoded(item[1], backbone), part))
-                reasons += [str(found) for found in decoded if isinstance(found, BadImage)]
+                reasons += [
+                    f"number {row + 1} ({found})"
+                    for (row, _), found in zip(part, decoded, strict=True)
+                    if isinstance(found, BadImage)
+                ]
                 usable = [(row, found) for (row, _), found in zip(part, decoded, strict=True) if _is_array(found)]
                 for rows, pixels in _batches(usable, runner.batch_size):
                     features[rows] = backbone(pixels)
                     self.present[rows] = True
         if reasons:
-            log.warning("%s images cannot be used: the first is %s", f"{len(reasons):,}", reasons[0])
+            told = f"{len(reasons):,} of {len(images):,} images"
+            log.warning("%s cannot be used, and count as missing: %s", told, first_few(reasons))
         self._features = torch.from_numpy(features).to(device)
 
     def __getitem__(self, places: Rows) -> Tensor:

@@ -195,10 +195,14 @@ class RunFolder:
             values = read_json(self.config_file)
             foreign = [] if isinstance(values, dict) and "options" in values else [self.config_file.name]
         else:
-            with writing(self.path):
-                foreign = sorted(entry.name for entry in os.scandir(self.path) if not _is_own(entry.name))
+            foreign = self.foreign_files()
         if foreign:
             raise UserError(f"{self.path}: holds other files ({foreign[0]}): choose another `run`")
+
+    def foreign_files(self) -> list[str]:
+        """Names in the folder that no run of ours leaves there."""
+        with writing(self.path):
+            return sorted(entry.name for entry in os.scandir(self.path) if not _is_own(entry.name))
 
     def sweep_up(self) -> None:
         """Remove what an interrupted write left half done."""

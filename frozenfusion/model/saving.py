@@ -32,6 +32,8 @@ def save_model(model: PairNetwork, folder: Path, **about: Any) -> None:
         raise ValueError("the model was built without a tokenizer: give it one, or load it with from_pretrained")
     if not about and run.exists and "options" in run.config:
         raise UserError(f"{folder}: holds a training, which would be lost: choose another folder")
+    if not run.exists and folder.exists() and run.foreign_files():
+        raise UserError(f"{folder}: holds other files ({run.foreign_files()[0]}): choose another folder")
     save_setup(model, run, **about)
     save_weights(model, run.weights("best"))
     if model.split is not None:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from frozenfusion.store.hdf5 import MEND, Scalar, read_layout
 from frozenfusion.store.raw_file import Array, open_regular
 from frozenfusion.store.status import OK, PENDING, STATUS_NAMES
-from frozenfusion.utils.errors import UserError
+from frozenfusion.utils.errors import UsageError, UserError
 from frozenfusion.utils.files import writing
 from frozenfusion.utils.messages import first_few, printable
 
@@ -177,7 +177,11 @@ class FeatureStore:
 
 def as_store(features: FeatureStore | str | os.PathLike[str]) -> FeatureStore:
     """A store, or the one at a path. Raises UserError where there is none."""
-    return features if isinstance(features, FeatureStore) else FeatureStore(features)
+    if isinstance(features, FeatureStore):
+        return features
+    if not isinstance(features, str | os.PathLike):
+        raise UsageError(f"`features` is a feature file, or what extract returned, not {features!r}")
+    return FeatureStore(features)
 
 
 def encode_ids(ids: Sequence[str]) -> Array:

@@ -82,6 +82,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         tidy(self, "text_encoder")
+        if not isinstance(self.head_options, Mapping):
+            raise UsageError(f"`head_options` is a mapping, as in {{'layers': 4}}, not {self.head_options!r}")
         plain = {name: value.item() if hasattr(value, "item") else value for name, value in self.head_options.items()}
         object.__setattr__(self, "head_options", plain)
         for name in ("epochs", "batch_size", "save_every"):

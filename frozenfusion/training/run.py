@@ -37,6 +37,7 @@ from frozenfusion.training.inputs import TrainingInputs, effective, meaningless
 from frozenfusion.training.messages import epoch_line, introduce
 from frozenfusion.training.plots import plot_curves, plot_learning_rate
 from frozenfusion.training.trainer import Trainer
+from frozenfusion.utils.checks import config_of
 from frozenfusion.utils.device import is_out_of_memory
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import read_json
@@ -106,7 +107,7 @@ def train(
         UserError: an unknown head, features that are not there, a folder that holds something else, a run that was
             trained otherwise, too little memory or disk.
     """
-    config = config or TrainConfig()
+    config = config_of(TrainConfig, config)
     head_class(head)
     folder = RunFolder(Path(run) if run is not None else default_folder(head))
     folder.check_free()
@@ -121,7 +122,7 @@ def train_run(
         state = _state(folder, config, inputs, head)
         if state.epochs >= config.epochs and folder.is_finished(state.epochs):
             if talk:
-                done = "finished, %d epochs: nothing to do (more `epochs` resume it)"
+                done = "finished, %d epochs: nothing to do (a higher `epochs` resumes it)"
                 log.info(f"%s: {done}", folder.path, state.epochs)
             return read_run(folder)
         try:
@@ -288,6 +289,6 @@ def _as_json(inputs: TrainingInputs, config: TrainConfig, head: str, folder: Run
         "fusion": [head],
         **values,
         "seed": inputs.split.seed,
-        "seeds": [config.seed],
+        "seeds": [config.seed] if config.seed != inputs.split.seed else [],
         "head_option": [f"{name}={json.dumps(value)}" for name, value in config.head_options.items()],
     }

@@ -17,6 +17,7 @@ from frozenfusion.training.config import ALL, TrainConfig, check_seeds
 from frozenfusion.training.inputs import TrainingInputs
 from frozenfusion.training.messages import seconds
 from frozenfusion.training.run import TrainedRun, train_run
+from frozenfusion.utils.checks import config_of
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import write_atomically
 from frozenfusion.utils.messages import one_line
@@ -60,7 +61,7 @@ def sweep(
     Raises:
         UserError: as for `train`; at the end, for runs that failed.
     """
-    config, folder = config or TrainConfig(), Path(folder)
+    config, folder = config_of(TrainConfig, config), Path(folder)
     heads = [heads] if isinstance(heads, str) else heads
     seeds = [seed.item() if hasattr(seed, "item") else seed for seed in seeds]
     check_seeds(seeds)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from frozenfusion.utils.errors import UsageError
+
+Config = TypeVar("Config")
 
 
 def tidy(config: Any, *paths: str) -> None:
@@ -15,6 +17,15 @@ def tidy(config: Any, *paths: str) -> None:
             object.__setattr__(config, name, os.fspath(value))
         elif hasattr(value, "item"):
             object.__setattr__(config, name, value.item())
+
+
+def config_of(kind: type[Config], config: Config | None) -> Config:
+    """The config itself, or the default one. Raises UsageError for anything else."""
+    if config is None:
+        return kind()
+    if not isinstance(config, kind):
+        raise UsageError(f"`config` is a {kind.__name__}, not {config!r}")
+    return config
 
 
 def at_least(name: str, value: float, bound: float) -> None:

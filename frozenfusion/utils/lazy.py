@@ -22,6 +22,6 @@ def face(package: str, names: Mapping[str, str]) -> None:
         return value
 
     def dir_() -> list[str]:
-        return sorted({*vars(module), *names})
+        return sorted({*names, *(name for name in vars(module) if name.startswith("__"))})
 
     vars(module).update(__getattr__=getattr_, __dir__=dir_, __all__=sorted(names))

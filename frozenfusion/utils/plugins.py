@@ -79,6 +79,8 @@ def import_plugin(name: str) -> None:
     except UserError:
         raise
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and Path(f"{name}.py").is_file():
+            raise UserError(f"`import={name}`: no such module: to import the file, give {name}.py") from error
         what = first_line(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"`import={name}`: cannot be imported ({what}): check the file") from error
 

@@ -23,6 +23,7 @@ from frozenfusion.evaluation.report.plots import plot_confusion
 from frozenfusion.evaluation.report.tables import comparison_csv, comparison_markdown
 from frozenfusion.model.inference import Predicted
 from frozenfusion.utils.files import write_atomically, write_json
+from frozenfusion.utils.progress import log
 from frozenfusion.utils.tables import spreadsheet_safe, to_csv
 
 Ints = NDArray[np.int64]
@@ -62,6 +63,7 @@ def write_course_tags(
     tags = [label_names[label] for label in predicted.probabilities.argmax(1).tolist()]
     lines = [f"{id},{tags[place[id]]}" for id in course_ids(data) if id in place]
     write_atomically(folder / UNLABELLED_COURSE_PART, "\n".join(["guid,tag", *lines]) + "\n")
+    log.info("the course's file with predicted tags: %s", folder / UNLABELLED_COURSE_PART)
 
 
 def _about(inputs: EvaluationInputs) -> dict[str, object]:
