@@ -9,9 +9,11 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, get_type_hints
 
@@ -25,7 +27,7 @@ from frozenfusion.utils.plugins import import_plugin
 from frozenfusion.utils.progress import TqdmHandler, log
 from frozenfusion.utils.sources import field_docs
 
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 
 Groups = Mapping[str, Sequence[str]]
 """Titles, each with the names of its options."""
@@ -60,8 +62,8 @@ def run(
 ) -> int:
     """Parse the command line into a `kind`, call `main` with it, print what it returns, and return the exit status.
 
-    0 done, 1 failed, 2 wrong usage, 130 interrupted. Expected failures are one line on stderr, without a traceback
-    unless --debug is given. `command` is how the user called the program, by default the script's name.
+    0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 terminated. Expected failures are one line on stderr, and no
+    traceback unless --debug is given. `command` is how the user called the program, by default the script's name.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     command = command or Path(sys.argv[0]).name
@@ -71,7 +73,8 @@ def run(
 
     _set_up_output(say, debug="--debug" in arguments)
     try:
-        said = main(parse(kind, arguments, command))
+        with _terminable():
+            said = main(parse(kind, arguments, command))
         print(say(said))
         sys.stdout.flush()
     except BrokenPipeError:
@@ -82,10 +85,34 @@ def run(
             traceback.print_exc()
         print(f"error: {say(' '.join(str(error).split()))}", file=sys.stderr)
         return error.exit_status
+    except _Terminated:
+        print("terminated: finished work is kept, the same command resumes it", file=sys.stderr)
+        return TERMINATED
     except KeyboardInterrupt:
         print("interrupted: finished work is kept, the same command resumes it", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+class _Terminated(KeyboardInterrupt):
+    """The end as a service or a scheduler asks for it: like Ctrl-C, with a status of its own."""
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end the work as Ctrl-C does, where this is the thread that hears of it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(*_: object) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _set_up_output(say: Callable[[str], str], *, debug: bool) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from frozenfusion.store.reader import FeatureStore
 from frozenfusion.store.status import OK, PENDING, STATUS_NAMES
 from frozenfusion.utils.files import write_atomically
+from frozenfusion.utils.progress import log
 from frozenfusion.utils.tables import to_csv
 
 COLUMNS = ("id", "file", "status", "reason")
@@ -30,12 +31,28 @@ def read_list(cache: Path) -> dict[str, str]:
         return {}
 
 
+def _is_own(path: Path) -> bool:
+    """Whether a list may be replaced or removed: it is ours, or not there."""
+    try:
+        with path.open("rb") as file:
+            return file.readline(200).decode(errors="replace").strip() == ",".join(COLUMNS)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+
+
 def write_list(cache: Path, store: FeatureStore, files: Mapping[str, str], reasons: Mapping[str, str]) -> Path | None:
     """Write the list of every row that is neither ok nor pending; take an old list away where there is none.
 
     `files` and `reasons` are by id. Returns the list's path, or None. Raises UserError where the disk refuses.
     """
     path = list_path(cache)
+    if not _is_own(path):
+        log.warning(
+            "%s: not a list of ours, so it is left as it is: the images that cannot be used are not listed", path
+        )
+        return None
     bad = np.flatnonzero((store.status != OK) & (store.status != PENDING))
     if not len(bad):
         path.unlink(missing_ok=True)

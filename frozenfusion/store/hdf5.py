@@ -21,7 +21,7 @@ import h5py
 import numpy as np
 
 from frozenfusion import __version__
-from frozenfusion.store.raw_file import Array, RowFile, Span, byte_count
+from frozenfusion.store.raw_file import Array, RowFile, Span, byte_count, open_regular
 from frozenfusion.store.status import DIGEST_BYTES
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import writing
@@ -34,6 +34,7 @@ MAX_ATTRIBUTES = 500
 ANEW = "delete it and run again what made it"
 MEND = f"restore it, or {ANEW}"
 _PART = "fingerprint."  # prefix of the attributes that repeat the fingerprint's parts for people to read
+_HEADER_BYTES = 2**20  # of a file, in which the attributes lie
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _ALIGNMENT = 64  # bytes: any element type is aligned in the map
 
@@ -75,6 +76,13 @@ def create_file(
         except BaseException:
             path.unlink(missing_ok=True)
             raise
+
+
+def require_own(path: Path) -> None:
+    """Raise UserError unless a file that is to be replaced is a store, be it damaged: nobody else's is."""
+    with open_regular(path) as file:
+        if FORMAT.encode() not in file.read(_HEADER_BYTES):
+            raise UserError(f"{path}: not a feature file, so it is not replaced: choose another path")
 
 
 def read_layout(file: BinaryIO, path: str | os.PathLike[str]) -> Layout:

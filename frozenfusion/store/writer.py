@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from frozenfusion.store.hdf5 import Scalar, create_file
+from frozenfusion.store.hdf5 import Scalar, create_file, require_own
 from frozenfusion.store.making import continues, copy_rows, make_store, new_path, rebuild_path
 from frozenfusion.store.raw_file import Array, RowFile, open_regular
 from frozenfusion.store.reader import FeatureStore, Rows, encode_ids
@@ -106,12 +106,14 @@ class StoreWriter:
         fingerprint: Mapping[str, Scalar],
         attributes: Mapping[str, Scalar] | None = None,
     ) -> StoreWriter:
-        """Make a store anew at PATH.rebuild; `publish` then puts it in the place of whatever is at `path`.
+        """Make a store anew at PATH.rebuild; `publish` then puts it in the place of the one at `path`, if there is any.
 
         An interrupted rebuild of the same ids, shape, dtype and fingerprint is resumed; any other begins anew.
         """
         path, lock = _lock(path)
         try:
+            if os.path.lexists(path):
+                require_own(path)
             beside, encoded = rebuild_path(path), encode_ids(ids)
             if not continues(beside, encoded, shape, dtype, fingerprint):
                 make_store(beside, encoded, shape, dtype, fingerprint, attributes or {})

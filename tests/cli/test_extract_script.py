@@ -91,13 +91,14 @@ def test_killed_at_random_moments_and_resumed_it_ends_as_if_uninterrupted(data, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["features.bad.csv", "features.h5"]
 
 
-def test_interrupted_it_keeps_its_rows_and_says_so(data, tmp_path):
+@pytest.mark.parametrize(("how", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_or_terminated_it_keeps_its_rows_and_says_so(data, tmp_path, how, expected):
     cache = tmp_path / "features.h5"
     process = started(data, cache, *LONG_AT_WORK)
     wait_for_rows(process, cache, 1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(how)
     status, _, err = finished(process)
-    assert status == 130
+    assert status == expected
     assert "kept" in err.splitlines()[-1]
     assert "Traceback" not in err
     assert FeatureStore(cache).counts()["ok"] >= 1

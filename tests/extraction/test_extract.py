@@ -343,3 +343,15 @@ def test_the_real_pairs_are_all_read(run, mvsa_sample):
     summary = run(data=mvsa_sample, batch_size=8)
     assert summary.counts["ok"] == len(summary.pairs) == 301
     assert summary.pairs.text_counts == {"utf-8": 242, "gb18030": 59}
+
+
+def test_a_list_that_is_not_ours_is_left_as_it_is(run, data, tmp_path, caplog):
+    own = tmp_path / "cache" / "features.bad.csv"
+    own.parent.mkdir()
+    own.write_text("pictures,that,I,do,not,like\n")
+    (data / "p01.png").write_bytes(b"<html>")
+    assert run().bad_list is None
+    assert "not a list of ours" in caplog.text
+    (data / "p01.png").unlink()
+    run(retry_failed=True)
+    assert own.read_text() == "pictures,that,I,do,not,like\n"

@@ -19,6 +19,7 @@ from frozenfusion.store import writer as store_module
 from frozenfusion.store.reader import FeatureStore
 from frozenfusion.store.status import MISSING, OK, PENDING, REFUSED, UNREADABLE
 from frozenfusion.store.writer import StoreWriter
+from frozenfusion.utils.errors import UserError
 
 ids_of_any_kind = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=12)
 few_examples = settings(max_examples=15, deadline=None)
@@ -326,3 +327,21 @@ def test_a_pickled_store_is_refused_once_its_rows_have_moved(path: Path) -> None
     pickled = pickle.dumps(written(path))
     StoreWriter.extend(path, ["0"], MADE_BY).close()
     assert "while it was in use" in error_of(lambda: pickle.loads(pickled))
+
+
+@pytest.mark.parametrize("content", [b"years of work", b"\x89HDF\r\n\x1a\n" + bytes(3000), b""])
+def test_a_rebuild_replaces_nothing_but_a_feature_file(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="not a feature file, so it is not replaced"):
+        StoreWriter.rebuild(path, IDS, (3,), "float32", MADE_BY)
+    assert path.read_bytes() == content
+    assert [beside.name for beside in path.parent.iterdir()] == [path.name]
+
+
+def test_a_rebuild_replaces_a_damaged_feature_file(path: Path) -> None:
+    written(path)
+    path.write_bytes(path.read_bytes()[:-20])
+    with StoreWriter.rebuild(path, IDS, (3,), "float32", MADE_BY) as writer:
+        write(writer, range(5))
+        writer.publish()
+    assert FeatureStore(path).finished
