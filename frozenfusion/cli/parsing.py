@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -27,6 +28,7 @@ from frozenfusion.utils.plugins import import_plugin
 from frozenfusion.utils.progress import TqdmHandler, log
 from frozenfusion.utils.sources import field_docs
 
+NARROWEST = 40  # columns of a terminal
 INTERRUPTED, TERMINATED = 130, 143
 
 Groups = Mapping[str, Sequence[str]]
@@ -177,6 +179,8 @@ def _values(grouped: Any) -> dict[str, Any]:
 
 def _tyro(grouped: type[Any], arguments: Sequence[str], command: str, default: Any = None) -> Any:
     said = io.StringIO()
+    if shutil.get_terminal_size().columns < NARROWEST:
+        os.environ["COLUMNS"] = str(NARROWEST)  # in less, tyro's boxes never end
     try:
         with contextlib.redirect_stderr(said):
             return tyro.cli(
@@ -217,6 +221,7 @@ def _from_config(kind: type[Options], grouped: type[Any], path: Path, command: s
     """
     positional = dataclasses.fields(grouped)[0].name
     known = {field.name: flag_of(field.name) for field in dataclasses.fields(kind)}
+    hints = get_type_hints(kind)
     flags: list[str] = []
     given: list[str] = []
     head_options: dict[str, str] = {}
@@ -230,8 +235,17 @@ def _from_config(kind: type[Options], grouped: type[Any], path: Path, command: s
             given = _words(value)
         elif name in ("head_option", "head_options"):
             head_options = _head_options(value, path)
-        elif value is not None and value is not False and value != []:
-            flags += [known[name], *([] if value is True else _words(value))]
+        elif isinstance(value, bool):
+            if hints[name] is not bool:
+                raise UsageError(
+                    f"{path}: {key} is {str(value).lower()}, which it cannot be: leave it out for the default"
+                )
+            flags += [known[name]] if value else []
+        elif value is not None and value != []:
+            words = _words(value)
+            if any(word.startswith("--") for word in words):
+                raise UsageError(f"{path}: {key}: {words[0]!r} looks like a flag: give its value alone")
+            flags += [known[name], *words]
     try:
         options = _tyro(grouped, [*(given or ["-"]), *flags], command)
     except UsageError as error:
@@ -256,9 +270,11 @@ def _read_config(path: Path) -> dict[Any, Any]:
     import yaml
 
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _unique_keys(yaml.SafeLoader))
     except OSError as error:
         raise UsageError(f"{path}: cannot read the configuration file ({error.strerror}): check the path") from error
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"{path}: not valid YAML ({one_line(error)})") from error
     if isinstance(values, dict) and isinstance(values.get("options"), dict):
@@ -266,6 +282,21 @@ def _read_config(path: Path) -> dict[Any, Any]:
     if not isinstance(values, dict):
         raise UsageError(f"{path}: a configuration file holds lines of `option: value`")
     return values
+
+
+def _unique_keys(loader: type[Any]) -> type[Any]:
+    """A safe loader of YAML (and so of JSON) that refuses a key which is given twice."""
+
+    class UniqueKeys(loader):  # type: ignore[misc]
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            keys = [key.value for key, _ in node.value]
+            twice = {str(key) for key in keys if keys.count(key) > 1}
+            if twice:
+                raise UsageError(f"{min(twice)} is given twice: keep one of them")
+            found: dict[Any, Any] = super().construct_mapping(node, deep)
+            return found
+
+    return UniqueKeys
 
 
 def _words(value: Any) -> list[str]:

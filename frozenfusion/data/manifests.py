@@ -104,6 +104,9 @@ def _delimited(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             if not header:
                 header = [cell.strip().lower() for cell in cells]
                 _require_columns(header, source)
+                twice = [name for name in _COLUMNS if header.count(name) > 1]
+                if twice:
+                    raise UserError(f"{source}: two columns are called {twice[0]}: keep one of them")
             elif len(cells) != len(header):
                 raise UserError(f"{source}: malformed line: {len(cells)} cells where the header has {len(header)}")
             else:
@@ -115,13 +118,20 @@ def _delimited(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for source, line in read_lines(path):
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_unique)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{source}: malformed line: not JSON ({error})") from error
         if not isinstance(row, dict):
             raise UserError(f"{source}: malformed line {shown(line)}: expected a JSON object")
         _require_columns(row, source)
         yield source, row
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise ValueError("a key is given twice")
+    return row
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -16,6 +16,7 @@ from frozenfusion.data.folders import read_folder
 from frozenfusion.data.manifests import read_manifest
 from frozenfusion.data.records import SENTIMENTS, Record, line_count, read_text
 from frozenfusion.utils.errors import UsageError, UserError
+from frozenfusion.utils.messages import printable
 
 SEVERAL_LINES = "several lines"
 
@@ -102,7 +103,7 @@ class Pairs(Sequence[Pair]):
 
 
 def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
+    return ", ".join(f"{count:,} {printable(name)}" for name, count in counts.items() if count)
 
 
 def load_pairs(path: str | Path) -> Pairs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import numpy as np
 
 from frozenfusion.store.reader import FeatureStore
 from frozenfusion.store.status import OK, PENDING, STATUS_NAMES
-from frozenfusion.utils.files import write_atomically
+from frozenfusion.utils.files import read_regular_file, write_atomically
 from frozenfusion.utils.progress import log
 from frozenfusion.utils.tables import to_csv
 
+MAX_LIST_BYTES = 2**30
 COLUMNS = ("id", "file", "status", "reason")
 
 
@@ -25,8 +27,8 @@ def list_path(cache: Path) -> Path:
 def read_list(cache: Path) -> dict[str, str]:
     """The reasons that earlier runs gave, by id; nothing where there is no list or it is not one of ours."""
     try:
-        with list_path(cache).open(encoding="utf-8", newline="") as file:
-            return {row["id"]: row["reason"] for row in csv.DictReader(file) if row.get("reason")}
+        text = read_regular_file(list_path(cache), MAX_LIST_BYTES).decode()
+        return {row["id"]: row["reason"] for row in csv.DictReader(io.StringIO(text, newline="")) if row.get("reason")}
     except (OSError, UnicodeDecodeError, csv.Error, KeyError):
         return {}
 
@@ -34,8 +36,7 @@ def read_list(cache: Path) -> dict[str, str]:
 def _is_own(path: Path) -> bool:
     """Whether a list may be replaced or removed: it is ours, or not there."""
     try:
-        with path.open("rb") as file:
-            return file.readline(200).decode(errors="replace").strip() == ",".join(COLUMNS)
+        return read_regular_file(path, MAX_LIST_BYTES).startswith(",".join(COLUMNS).encode())
     except FileNotFoundError:
         return True
     except OSError:

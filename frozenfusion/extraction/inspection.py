@@ -9,10 +9,11 @@ from frozenfusion.data.pairs import load_pairs
 from frozenfusion.store.reader import FeatureStore
 from frozenfusion.store.status import OK
 from frozenfusion.utils.errors import UserError
-from frozenfusion.utils.messages import first_few
+from frozenfusion.utils.messages import first_few, printable
 from frozenfusion.utils.progress import Progress
 
 NAMED_AT_MOST = 5
+LONGEST_VALUE = 1000
 
 
 def info(cache: Path) -> str:
@@ -25,8 +26,9 @@ def info(cache: Path) -> str:
         **store.fingerprint,
         **{name: value for name, value in store.attributes.items() if name not in store.fingerprint},
     }
-    width = max(map(len, lines))
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())
+    told = {printable(name): printable(value, LONGEST_VALUE) for name, value in lines.items()}
+    width = max(map(len, told))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in told.items())
 
 
 def verify(cache: Path, data: Path | None = None) -> str:

@@ -95,12 +95,14 @@ def link_or_copy(source: str | os.PathLike[str], target: str | os.PathLike[str])
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Read a JSON file of bounded size. Raises UserError for a missing, huge or malformed one."""
     try:
-        with open(path, "rb") as file:
-            content = file.read(MAX_JSON_BYTES + 1)
+        content = read_regular_file(path, MAX_JSON_BYTES)
+    except TooLargeError as error:
+        limit = MAX_JSON_BYTES // 2**20
+        raise UserError(f"{path}: larger than {limit} MiB, which no file of ours is: check the path") from error
+    except NotRegularError as error:
+        raise UserError(f"{path}: {error}: check the path") from error
     except OSError as error:
         raise file_error(error, path) from error
-    if len(content) > MAX_JSON_BYTES:
-        raise UserError(f"{path}: larger than {MAX_JSON_BYTES // 2**20} MiB, which no file of ours is: check the path")
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:

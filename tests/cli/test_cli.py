@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,10 @@ def test_the_configuration_saved_with_a_run_is_one(tmp_path):
         ("- epochs\n", "option: value"),
         ("a: [", "not valid YAML"),
         ("import: my_heads.py\n", "on the command line alone"),
+        ("epochs: false\n", "epochs is false, which it cannot be"),
+        ("epochs: 3\nepochs: 4\n", "epochs is given twice"),
+        ('{"lr": 1, "lr": 2}', "lr is given twice"),
+        ("cache: --rebuild\n", "looks like a flag"),
         ("!!python/object/apply:os.system ['touch hacked']", "not valid YAML"),
     ],
 )
@@ -228,3 +233,13 @@ def test_what_the_flags_mend_in_a_file_is_not_refused(tmp_path):
     file = tmp_path / "options.yaml"
     file.write_text("rebuild: true\nresume: never\n")
     assert cli.parse(ExtractOptions, ["data", "--config", str(file), "--resume", "auto"]).rebuild
+
+
+@pytest.mark.parametrize("columns", ["1", "3", "39"])
+def test_help_ends_on_a_narrow_terminal(columns):
+    done = subprocess.run(
+        [sys.executable, "train_head.py", "--help"],
+        cwd=ROOT, env={**os.environ, "COLUMNS": columns}, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert "--epochs" in done.stdout

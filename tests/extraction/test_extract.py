@@ -355,3 +355,20 @@ def test_a_list_that_is_not_ours_is_left_as_it_is(run, data, tmp_path, caplog):
     (data / "p01.png").unlink()
     run(retry_failed=True)
     assert own.read_text() == "pictures,that,I,do,not,like\n"
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_list_s_place_that_is_a_pipe_or_a_folder_is_not_waited_for(run, data, tmp_path, make):
+    (tmp_path / "cache").mkdir()
+    make(tmp_path / "cache" / "features.bad.csv")
+    (data / "p01.png").write_bytes(b"<html>")
+    assert run().bad_list is None
+
+
+def test_what_a_file_says_of_itself_does_not_steer_the_terminal(tmp_path):
+    made_by = {"backbone": "\x1b[31mred\x1b[0m\nnew line", "format": 1}
+    with StoreWriter.create(tmp_path / "x.h5", ["a"], (3,), "float32", made_by) as writer:
+        writer.mark([0], 2)
+    told = info(tmp_path / "x.h5")
+    assert "\x1b" not in told
+    assert "?[31mred?[0m?new line" in told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
 import subprocess
@@ -85,3 +86,10 @@ def test_a_file_size_limit_leaves_the_old_file(tmp_path):
     assert "file-size limit" in done.stdout
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names are POSIX's")
+def test_json_is_not_waited_for_at_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "summary.json")
+    with pytest.raises(UserError, match=r"summary\.json: not a regular file"):
+        read_json(tmp_path / "summary.json")
