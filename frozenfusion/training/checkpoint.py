@@ -23,7 +23,7 @@ from frozenfusion.model.run_folder import RunFolder
 from frozenfusion.model.saving import current_name, save_weights
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import link_or_copy, write_atomically, write_json
-from frozenfusion.utils.tensors import first_difference, write_tensors
+from frozenfusion.utils.tensors import check_tensors, first_difference, write_tensors
 
 FORMAT = 1
 HEAD_OPTIONS = "--head-option"  # among what a run is made from
@@ -94,6 +94,7 @@ def restore(folder: RunFolder, model: PairClassifier, optimizer: torch.optim.Opt
     with _opened(folder.checkpoint) as file:
         # copies: the file is mapped, and Windows would not replace it as long as anybody looks into it
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        check_tensors(folder.checkpoint, tensors, file.metadata() or {})
     wanted, own = _tensors(model), model.state_dict()
     tensors = {_current(name, own): tensor for name, tensor in tensors.items()}
     difference = first_difference({name: of for name, of in tensors.items() if name.startswith(MODEL)}, wanted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import write_atomically
+
+CHECKSUM = "crc32"  # of all that a file holds, in its metadata
 
 
 def weights_sha256(state: Mapping[str, Tensor], recipe: str = "") -> str:
@@ -32,13 +35,34 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
     """Write a safetensors file whole or not at all. Raises UserError where the disk says no."""
     # as bytes: safetensors' own writer reports a full disk as an error of its own, without the cause
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, save(state, {"format": "pt", **metadata}))
+    about = {"format": "pt", **metadata}
+    write_atomically(path, save(state, {**about, CHECKSUM: _checksum(state, about)}))
+
+
+def check_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Raise UserError where a file's content is not what was written; files of version 0.1 carry no checksum."""
+    about = dict(metadata)
+    written = about.pop(CHECKSUM, None)
+    if written is not None and written != _checksum(tensors, about):
+        raise UserError(f"{path}: damaged (its checksum does not match): restore it")
+
+
+def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """CRC-32 of names, types, shapes, values and metadata."""
+    crc = zlib.crc32(repr(sorted(metadata.items())).encode("utf-8", "backslashreplace"))
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode(), crc)
+        crc = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, crc)
+    return f"{crc:08x}"
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file. Raises UserError for a missing or damaged one."""
     try:
-        return load_file(path)
+        tensors = load_file(path)
+        check_tensors(path, tensors, read_metadata(path))
+        return tensors
     except FileNotFoundError as error:
         raise UserError(f"{path}: no weights there: finish the training first, or check the path") from error
     except (SafetensorError, OSError) as error:
