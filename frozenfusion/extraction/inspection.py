@@ -42,8 +42,9 @@ def verify(cache: Path, data: Path | None = None) -> str:
         damaged = store.names(store.damaged_rows(progress.update))
     if damaged:
         raise UserError(
-            f"{cache}: {len(damaged):,} of {checked:,} rows are damaged ({first_few(damaged, NAMED_AT_MOST)}): make "
-            "the file anew with python extract_features.py DATA --rebuild, or restore it"
+            f"{cache}: {len(damaged):,} of {checked:,} rows are damaged or not finite "
+            f"({first_few(damaged, NAMED_AT_MOST)}): "
+            "make the file anew with python extract_features.py DATA --rebuild, or restore it"
         )
     told = f"{cache}: all {checked:,} rows are as they were written"
     if pending:

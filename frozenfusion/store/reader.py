@@ -65,7 +65,7 @@ class FeatureStore:
         self._ids_crc32 = layout.ids_crc32
         sound = zlib.crc32(self.ids.data) == layout.ids_crc32 and (self.ids[:-1] < self.ids[1:]).all()
         if not sound or self.status.max() >= len(STATUS_NAMES):
-            raise UserError(f"{path}: its ids or statuses are damaged: {MEND}")
+            raise UserError(f"{path}: its ids or statuses are damaged or not finite: {MEND}")
 
     def __repr__(self) -> str:
         return f"FeatureStore({str(self.path)!r}, {self.n:,} rows of {self.shape} {self.dtype})"
@@ -144,7 +144,7 @@ class FeatureStore:
         )
 
     def damaged_rows(self, on_rows: Callable[[int], object] = lambda count: None) -> Rows:
-        """The ok rows whose bytes no longer match their checksum, (k,) int64; memory does not grow with n.
+        """The ok rows that do not match their checksum, or are not finite, (k,) int64; memory does not grow with n.
 
         `on_rows` is called with the number of rows checked since the last call.
         """
@@ -158,10 +158,19 @@ class FeatureStore:
         """Raise UserError, naming them, if the bytes of some of `rows`, all of them ok, no longer match."""
         damaged = self._damaged(rows)
         if damaged:
-            raise UserError(f"{self.path}: the rows of {first_few(self.names(damaged))} are damaged: {MEND}")
+            raise UserError(
+                f"{self.path}: the rows of {first_few(self.names(damaged))} are damaged or not finite: {MEND}"
+            )
 
     def _damaged(self, rows: Rows) -> list[int]:
-        return [row for row in rows.tolist() if zlib.crc32(self.features[row]) != self.crc32[row]]
+        if not len(rows):
+            return []
+        finite = np.atleast_1d(np.isfinite(self.gather(rows)).reshape(len(rows), -1).all(axis=1))
+        return [
+            row
+            for row, is_finite in zip(rows.tolist(), finite, strict=True)
+            if not is_finite or zlib.crc32(self.features[row]) != self.crc32[row]
+        ]
 
     def in_chunks(self, rows: Rows) -> Iterator[Rows]:
         """Parts of `rows` whose features fit in a few megabytes each, letting go of what was mapped for one before."""

@@ -335,7 +335,7 @@ def test_verify_finds_damaged_rows_and_changed_images(run, data):
     with cache.open("rb+") as file:
         file.seek(store.spans["features"].offset + 5 * 1280 * 4 + 17)
         file.write(b"\xff")
-    with pytest.raises(UserError, match=r"1 of 11 rows are damaged \(p05\)"):
+    with pytest.raises(UserError, match=r"1 of 11 rows are damaged or not finite \(p05\)"):
         verify(cache)
 
 
@@ -372,3 +372,11 @@ def test_what_a_file_says_of_itself_does_not_steer_the_terminal(tmp_path):
     told = info(tmp_path / "x.h5")
     assert "\x1b" not in told
     assert "?[31mred?[0m?new line" in told
+
+
+def test_verify_finds_features_that_are_no_numbers(tmp_path):
+    features = np.array([[1.0, 2.0], [np.nan, 0.0], [0.0, np.inf]], np.float32)
+    with StoreWriter.create(tmp_path / "x.h5", ["a", "b", "c"], (2,), "float32", {"backbone": "x"}) as writer:
+        writer.write([0, 1, 2], features, [bytes(16)] * 3, np.zeros((3, 2)))
+    with pytest.raises(UserError, match=r"2 of 3 rows are damaged or not finite \(b, c\)"):
+        verify(tmp_path / "x.h5")

@@ -143,7 +143,9 @@ def test_damaged_rows_are_refused_by_name_and_their_neighbours_are_not(
         file.write(b"\x55")
     rest = np.delete(np.arange(24), 7)
     assert FeatureRows(store, rest)[np.arange(23)].isfinite().all()
-    with pytest.raises(UserError, match=r"features\.h5: the rows of p007 are damaged: restore it, or delete it"):
+    with pytest.raises(
+        UserError, match=r"features\.h5: the rows of p007 are damaged or not finite: restore it, or delete it"
+    ):
         FeatureRows(store, np.arange(24))[np.arange(24)]
 
 

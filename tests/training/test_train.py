@@ -389,7 +389,7 @@ def test_cached_features_that_are_not_finite_are_named(options: Training, tmp_pa
     features[:] = np.inf
     with StoreWriter.create(cache, store.names(), store.shape, "float32", {}) as writer:
         writer.write(np.arange(store.n), features, store.digest, store.stat)
-    with pytest.raises(UserError, match=r"cached image features of p\d+ are not finite"):
+    with pytest.raises(UserError, match=r"the rows of p\d+, .* are damaged or not finite"):
         train(changed(options, cache=cache))
 
 
