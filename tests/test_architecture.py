@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
-import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_python
 
 PACKAGE = ROOT / "frozenfusion"
 
@@ -91,8 +89,7 @@ def test_faces_hand_out_what_they_promise_and_load_torch_only_then():
         "        assert getattr(face, name) is not None or name.startswith('__')\n"
         "assert callable(frozenfusion.extract) and callable(frozenfusion.train) and callable(frozenfusion.evaluate)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_python(code)
 
 
 def test_importing_changes_nothing_of_the_process():
@@ -117,8 +114,7 @@ def test_importing_changes_nothing_of_the_process():
         "assert state() == before, (state(), before)\n"
         "assert not flips\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_python(code)
 
 
 def test_scripts_are_thin_doors():

@@ -15,8 +15,7 @@ from tyro.conf import Positional
 from frozenfusion.cli.extract import DEFAULT_CACHE
 from frozenfusion.cli.parsing import COMMON, CommonOptions, Groups, run
 from frozenfusion.fusion.options import parse_options
-from frozenfusion.training.config import ALL, TrainConfig, check_seeds
-from frozenfusion.utils.errors import UsageError
+from frozenfusion.training.config import ALL, TrainConfig, check_heads, check_seeds
 
 if TYPE_CHECKING:
     from frozenfusion.data.pairs import Pairs
@@ -63,11 +62,8 @@ class TrainOptions(CommonOptions, TrainConfig):
         if self.head_option:
             object.__setattr__(self, "head_options", parse_options(self.head_option))
         super().__post_init__()
-        if not self.fusion:
-            raise UsageError("`heads` needs the name of a head, several names, or all")
+        check_heads(self.fusion)
         check_seeds(self.seeds)
-        if len(set(self.fusion)) != len(self.fusion):
-            raise UsageError(f"`heads` names a head twice: {' '.join(self.fusion)}")
 
 
 def main(arguments: Sequence[str] | None = None, command: str | None = None) -> int:

@@ -27,7 +27,7 @@ from frozenfusion.text.batching import batches_in_order_of_length
 from frozenfusion.text.encoder import TextFeatures
 from frozenfusion.text.tokens import tokenize
 from frozenfusion.utils.checks import whole
-from frozenfusion.utils.device import autocast_type
+from frozenfusion.utils.device import autocast_type, computing_in
 from frozenfusion.utils.errors import UsageError, UserError
 from frozenfusion.utils.progress import Progress
 
@@ -45,7 +45,7 @@ class Arithmetic(NamedTuple):
 
     def context(self) -> torch.autocast:
         """The arithmetic as a context."""
-        return torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None)
+        return computing_in(self.autocast, self.device)
 
 
 @dataclass(frozen=True, eq=False)

@@ -65,7 +65,7 @@ class FeatureStore:
         self._ids_crc32 = layout.ids_crc32
         sound = zlib.crc32(self.ids.data) == layout.ids_crc32 and (self.ids[:-1] < self.ids[1:]).all()
         if not sound or self.status.max() >= len(STATUS_NAMES):
-            raise UserError(f"{path}: its ids or statuses are damaged or not finite: {MEND}")
+            raise UserError(f"{path}: its ids or statuses are damaged: {MEND}")
 
     def __repr__(self) -> str:
         return f"FeatureStore({str(self.path)!r}, {self.n:,} rows of {self.shape} {self.dtype})"
@@ -163,13 +163,10 @@ class FeatureStore:
             )
 
     def _damaged(self, rows: Rows) -> list[int]:
-        if not len(rows):
-            return []
-        finite = np.atleast_1d(np.isfinite(self.gather(rows)).reshape(len(rows), -1).all(axis=1))
         return [
             row
-            for row, is_finite in zip(rows.tolist(), finite, strict=True)
-            if not is_finite or zlib.crc32(self.features[row]) != self.crc32[row]
+            for row, features in zip(rows.tolist(), self.gather(rows), strict=True)
+            if zlib.crc32(features) != self.crc32[row] or not np.isfinite(features).all()
         ]
 
     def in_chunks(self, rows: Rows) -> Iterator[Rows]:

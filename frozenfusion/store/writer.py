@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -57,15 +58,11 @@ class StoreWriter:
 
         The file appears whole or not at all. Raises UserError if there is one already.
         """
-        path, lock = _lock(path)
-        try:
+        with _locking(path) as (path, lock):
             if os.path.lexists(path):
                 raise UserError(f"{path}: is there already: resume it, or choose another name")
             make_store(path, encode_ids(ids), shape, dtype, fingerprint, attributes or {})
             return cls(path, path, lock)
-        except BaseException:
-            lock.release()
-            raise
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], fingerprint: Mapping[str, Scalar]) -> StoreWriter:
@@ -82,12 +79,8 @@ class StoreWriter:
         of the old one keep what they have mapped.
         """
         open_regular(path).close()  # before the lock, which would make the folder of a mistyped path
-        path, lock = _lock(path)
-        try:
+        with _locking(path) as (path, lock):
             writer = cls(path, path, lock)
-        except BaseException:
-            lock.release()
-            raise
         try:
             writer.store.require_fingerprint(fingerprint)
             writer._grow(new_ids)
@@ -110,17 +103,13 @@ class StoreWriter:
 
         An interrupted rebuild of the same ids, shape, dtype and fingerprint is resumed; any other begins anew.
         """
-        path, lock = _lock(path)
-        try:
+        with _locking(path) as (path, lock):
             if os.path.lexists(path):
                 require_own(path)
             beside, encoded = rebuild_path(path), encode_ids(ids)
             if not continues(beside, encoded, shape, dtype, fingerprint):
                 make_store(beside, encoded, shape, dtype, fingerprint, attributes or {})
             return cls(path, beside, lock)
-        except BaseException:
-            lock.release()
-            raise
 
     def write(
         self, rows: npt.ArrayLike, features: Array, digests: Sequence[bytes] | Array, stats: npt.ArrayLike
@@ -269,12 +258,18 @@ class StoreWriter:
                 beside.unlink(missing_ok=True)
 
 
-def _lock(path: str | os.PathLike[str]) -> tuple[Path, WriterLock]:
+@contextmanager
+def _locking(path: str | os.PathLike[str]) -> Iterator[tuple[Path, WriterLock]]:
+    """The file that is written and its lock, which the block's writer keeps; an error lets go of it."""
     path = Path(path)
     if path.is_symlink():
         path = path.resolve()  # the lock and a replacement belong beside the file itself
     lock = WriterLock(path)
-    with writing(path):
-        for leftover in (new_path(path), new_path(rebuild_path(path))):
-            leftover.unlink(missing_ok=True)
-    return path, lock
+    try:
+        with writing(path):
+            for leftover in (new_path(path), new_path(rebuild_path(path))):
+                leftover.unlink(missing_ok=True)
+        yield path, lock
+    except BaseException:
+        lock.release()
+        raise

@@ -19,18 +19,18 @@ from transformers import PreTrainedModel
 
 from frozenfusion.store.hdf5 import Scalar
 from frozenfusion.store.reader import FeatureStore, Rows
-from frozenfusion.store.status import OK
+from frozenfusion.store.status import DIGEST_BYTES, OK
 from frozenfusion.store.tensors import FeatureRows
 from frozenfusion.store.writer import StoreWriter
 from frozenfusion.text.batching import batches_in_order_of_length
 from frozenfusion.text.encoder import TextFeatures, encode
 from frozenfusion.text.tokens import TokenizedTexts
+from frozenfusion.utils.device import computing_in
 from frozenfusion.utils.progress import Progress, log
 from frozenfusion.utils.tensors import weights_sha256
 
 FORMAT = 1
 BATCH_SIZE = 32
-DIGEST_BYTES = 16
 
 
 class CachedTexts:
@@ -83,16 +83,16 @@ def cached_texts(
     if tokens:
         longest = -(-int(texts.lengths.max()) // 8) * 8
         shapes["tokens"] = ((longest, width), "float16")
-    paths = {}
+    paths, digests = {}, _digests(texts)
     with ExitStack() as writers:
         lacking = {}
         for output, (shape, dtype) in shapes.items():
             own = {**fingerprint, "output": output, "shape": "x".join(map(str, shape)), "dtype": dtype}
             paths[output] = cache_path(cache, own)
-            if not _is_complete(paths[output], ids, texts):
+            if not _is_complete(paths[output], ids, digests):
                 lacking[output] = writers.enter_context(_writer(paths[output], ids, shape, dtype, own))
         if lacking:
-            _fill(lacking, encoder, texts, ids, device, autocast)
+            _fill(lacking, encoder, texts, ids, digests, device, autocast)
     rows = {}
     for output, path in paths.items():
         store = FeatureStore(path)
@@ -106,13 +106,13 @@ def cache_path(cache: Path, fingerprint: dict[str, Scalar]) -> Path:
     return cache.with_name(f"{cache.stem}.text-{code}.h5")
 
 
-def _is_complete(path: Path, ids: Sequence[str], texts: TokenizedTexts) -> bool:
+def _is_complete(path: Path, ids: Sequence[str], digests: np.ndarray) -> bool:
     """Whether a store has an up-to-date row of every text. Then it is only read, and needs no lock."""
     if not path.exists():
         return False
     store = FeatureStore(path)
     rows = store.rows(ids)
-    return bool((rows >= 0).all() and _fresh(store, rows, _digests(texts)).all())
+    return bool((rows >= 0).all() and _fresh(store, rows, digests).all())
 
 
 def _writer(
@@ -136,6 +136,7 @@ def _fill(
     encoder: PreTrainedModel,
     texts: TokenizedTexts,
     ids: Sequence[str],
+    digests: np.ndarray,
     device: torch.device,
     autocast: torch.dtype | None,
 ) -> None:
@@ -144,7 +145,6 @@ def _fill(
     Batches are cut from all texts alike, whatever is already there, so that an interrupted computation that is resumed
     ends in the same bits.
     """
-    digests = _digests(texts)
     rows = {output: writer.store.rows(ids) for output, writer in writers.items()}
     stale = {output: ~_fresh(writer.store, rows[output], digests) for output, writer in writers.items()}
     for output, writer in writers.items():
@@ -156,7 +156,7 @@ def _fill(
             if not any_stale[batch].any():
                 continue
             given = {name: part.to(device) for name, part in texts.batch(batch).items()}
-            with torch.autocast(device.type, autocast, enabled=autocast is not None):
+            with computing_in(autocast, device):
                 features = encode(encoder, given)
             for output, writer in writers.items():
                 todo = np.flatnonzero(stale[output][batch])

@@ -104,6 +104,14 @@ class TrainConfig:
             raise UsageError("alpha has a place of its own beside `head_options`: give `alpha`")
 
 
+def check_heads(names: Sequence[str]) -> None:
+    """Raise UsageError where no head is named, or one twice."""
+    if not names:
+        raise UsageError("`heads` needs the name of a head, several names, or all")
+    if len(set(names)) != len(names):
+        raise UsageError(f"`heads` names a head twice: {' '.join(names)}")
+
+
 def check_seed(name: str, seed: int) -> None:
     """Raise UsageError for what cannot be a seed."""
     whole(name, seed, 0)

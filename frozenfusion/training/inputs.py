@@ -25,7 +25,7 @@ from frozenfusion.store.status import OK
 from frozenfusion.text.cache import CachedTexts, cached_texts
 from frozenfusion.text.encoder import load_text_encoder
 from frozenfusion.text.tokens import TokenizedTexts, load_tokenizer, tokenize
-from frozenfusion.training.config import ALL, TrainConfig
+from frozenfusion.training.config import ALL, TrainConfig, check_heads
 from frozenfusion.utils.device import autocast_type, choose_device
 from frozenfusion.utils.errors import UsageError, UserError
 from frozenfusion.utils.messages import first_few
@@ -194,10 +194,7 @@ class TrainingInputs:
 
 def _supported(names: Sequence[str], regions: int) -> list[str]:
     """The heads that are meant; `all` leaves out, and says so, those that the features cannot serve."""
-    if not names:
-        raise UsageError("`heads` needs the name of a head, several names, or all")
-    if len(set(names)) != len(names):
-        raise UsageError(f"`heads` names a head twice: {' '.join(names)}")
+    check_heads(names)
     wanted = head_names() if ALL in names else names
     reasons = {name: unsupported_reason(head_class(name), regions=regions) for name in wanted}
     for name, reason in reasons.items():

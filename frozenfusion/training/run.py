@@ -8,8 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -118,7 +117,7 @@ def train_run(
     inputs: TrainingInputs, head: str, config: TrainConfig, folder: RunFolder, *, talk: bool = True
 ) -> TrainedRun:
     """What `train` does, on inputs that several runs may share; `talk` prints a line per epoch."""
-    with _locked(folder):
+    with WriterLock(folder.checkpoint):
         state = _state(folder, config, inputs, head)
         if state.epochs >= config.epochs and folder.is_finished(state.epochs):
             if talk:
@@ -268,15 +267,6 @@ def _finish(folder: RunFolder, state: State, model: PairClassifier, seed: int) -
     del summary["folder"]
     finish(folder, state, model, summary)
     return run
-
-
-@contextmanager
-def _locked(folder: RunFolder) -> Iterator[None]:
-    lock = WriterLock(folder.checkpoint)
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _as_json(inputs: TrainingInputs, config: TrainConfig, head: str, folder: RunFolder) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from frozenfusion.store.reader import Rows
 from frozenfusion.text.batching import batches_by_length, batches_in_order_of_length
 from frozenfusion.training.config import TrainConfig
 from frozenfusion.training.schedule import learning_rate
+from frozenfusion.utils.device import computing_in
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.progress import Progress
 
@@ -99,7 +100,7 @@ class Trainer:
         return {"train_loss": float((losses * sizes).sum()) / count, "train_accuracy": int(right) / count}
 
     def _forward(self, batch: Batch, outputs: Callable[..., HeadOutput]) -> tuple[Tensor, Tensor]:
-        with torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None):
+        with computing_in(self._autocast, self._device):
             output = outputs(batch.text, batch.image, batch.present)
         return self.model.loss(output, batch.labels, self.class_weights), output.logits
 

@@ -49,6 +49,11 @@ def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
     return torch.bfloat16
 
 
+def computing_in(autocast: torch.dtype | None, device: torch.device) -> torch.autocast:
+    """A context in which a device computes in what `autocast_type` found, float32 if None."""
+    return torch.autocast(device.type, autocast, enabled=autocast is not None)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the device's memory did not suffice."""
     told = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # the CPU's allocator

@@ -22,7 +22,8 @@ _UNSUPPORTED = {errno.ENOLCK, errno.EOPNOTSUPP}  # a file system's "not here"
 class WriterLock:
     """Holds `PATH.lock` until released, or until the process ends. Readers take no lock.
 
-    Raises UserError, with the holder's process id where it is known, if another writer holds it.
+    As a context manager it is released at the end of the block. Raises UserError, with the holder's process id where
+    it is known, if another writer holds it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -54,6 +55,12 @@ class WriterLock:
         self._lock.release()
         if os.name == "nt":  # Windows deletes no open file, and so nobody's held lock
             self._unlink()
+
+    def __enter__(self) -> WriterLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
     def _unlink(self) -> None:
         with contextlib.suppress(OSError):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import itertools
 import shutil
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import run_python
 from efficientnet_pytorch import EfficientNet
 from efficientnet_pytorch.utils import efficientnet
 from hypothesis import given, settings
@@ -195,8 +194,7 @@ def test_whoever_chose_tf32_by_torch_s_newer_switches_keeps_that_choice():
         "    assert torch.backends.cuda.matmul.fp32_precision == torch.backends.cudnn.conv.fp32_precision == 'ieee'\n"
         "assert torch.backends.cuda.matmul.fp32_precision == torch.backends.cudnn.conv.fp32_precision == 'tf32'\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_python(code)
 
 
 # --- low precision
@@ -291,17 +289,22 @@ def test_auto_stays_with_eager_for_few_images(folded, pictures, monkeypatch):
     assert runner.runtime == "eager"
 
 
+def slower(engine, clock):
+    """An engine that takes a second more, by the clock of the test."""
+
+    def run(images):
+        next(clock)
+        return engine(images)
+
+    return run
+
+
 @pytest.mark.usefixtures("pays_at_once")
 def test_auto_changes_to_what_is_measured_to_be_faster(folded, pictures, expected, monkeypatch, clock):
     fast = runner_of(folded)._engine_of("eager")
-
-    def slow(images):
-        next(clock)
-        return fast(images)
-
     monkeypatch.setattr(runner_module, "compiled_engine", lambda *_: fast)
     runner = runner_of(folded, runtime="auto", images_left=10**6)
-    runner._engine = slow
+    runner._engine = slower(fast, clock)
     features = runner.start(pictures).result()
     assert runner.runtime == "compile"
     assert largest_difference(features, expected) < 2e-6
@@ -310,12 +313,7 @@ def test_auto_changes_to_what_is_measured_to_be_faster(folded, pictures, expecte
 @pytest.mark.usefixtures("pays_at_once")
 def test_auto_stays_with_eager_where_that_is_faster(folded, pictures, monkeypatch, clock):
     fast = runner_of(folded)._engine_of("eager")
-
-    def slower(images):
-        next(clock)
-        return fast(images)
-
-    monkeypatch.setattr(runner_module, "compiled_engine", lambda *_: slower)
+    monkeypatch.setattr(runner_module, "compiled_engine", lambda *_: slower(fast, clock))
     runner = runner_of(folded, runtime="auto", images_left=10**6)
     runner.start(pictures)
     assert runner.runtime == "eager"
