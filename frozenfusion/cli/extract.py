@@ -32,7 +32,7 @@ class ExtractOptions(CommonOptions, ExtractConfig):
     }
 
     data: Positional[Path]
-    """folder or manifest of image–text pairs (with --info or --verify: the feature file itself)"""
+    """folder or manifest of image–text pairs (with --info or --verify: a feature file; with --verify: or a run)"""
 
     cache: Path = DEFAULT_CACHE
     """feature file to make, resume or bring up to date"""
@@ -41,7 +41,7 @@ class ExtractOptions(CommonOptions, ExtractConfig):
     """say what a feature file holds, then stop"""
 
     verify: bool = False
-    """check every stored row against its checksum (with DATA: every image file too), then stop"""
+    """check all that was stored against its checksums (with DATA: the image files too), then stop"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,7 +69,11 @@ def _extract(options: ExtractOptions) -> str:
         return info(cache)
     if options.verify:
         from frozenfusion.extraction.inspection import verify
+        from frozenfusion.model.verification import runs_at, verify_run
 
+        runs = runs_at(options.data)
+        if runs:
+            return "\n".join(map(verify_run, runs))
         return verify(cache, data)
     from frozenfusion.data.pairs import load_pairs
     from frozenfusion.extraction.extractor import update_features  # imports torch

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from frozenfusion.data.splits import Split
+from frozenfusion.model.checksums import without_checksum
 from frozenfusion.model.config import ModelConfig
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import (
@@ -48,6 +49,7 @@ _FILES = {
     "metrics.jsonl": "one JSON line per epoch",
     "learning_rate.png": "its curve",
     "curves.png": "loss and accuracy",
+    "checksums.json": "CRC-32 of config.json, split.json, metrics.jsonl, and of the files of the two folders",
     "summary.json": "what came out, written last of all: without it a run is not finished",
 }
 
@@ -162,7 +164,7 @@ class RunFolder:
     def summary(self) -> Mapping[str, Any]:
         """What training left in summary.json, or nothing."""
         values = read_json(self.summary_file) if self.summary_file.exists() else {}
-        return values if isinstance(values, dict) else {}
+        return without_checksum(values, self.summary_file) if isinstance(values, dict) else {}
 
     def validation(self, checkpoint: str) -> float | None:
         """Accuracy on the validation part at the checkpoint (best or last), None where there was no such part."""

@@ -11,17 +11,18 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from frozenfusion.model.checksums import CHECKSUMS, check_files, write_checksums
 from frozenfusion.model.config import ModelConfig
 from frozenfusion.model.network import PairNetwork
 from frozenfusion.model.run_folder import FORMAT, RunFolder
 from frozenfusion.text.encoder import load_text_config, new_encoder
 from frozenfusion.text.tokens import load_tokenizer, save_tokenizer
 from frozenfusion.utils.errors import UserError
-from frozenfusion.utils.files import link_or_copy, write_atomically, write_json
+from frozenfusion.utils.files import link_or_copy, write_atomically, write_json, writing
 from frozenfusion.utils.messages import one_line
 from frozenfusion.utils.tensors import fill, read_metadata, read_tensors, weights_sha256, write_tensors
 
-HUB_FILES = ["config.json", "split.json", "tokenizer/*", "text_encoder/*"]  # and the weights
+HUB_FILES = ["config.json", "split.json", CHECKSUMS, "tokenizer/*", "text_encoder/*"]  # and the weights
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -38,6 +39,7 @@ def save_model(model: PairNetwork, folder: Path, **about: Any) -> None:
     save_weights(model, run.weights("best"))
     if model.split is not None:
         model.split.save(run.file("split.json"))
+    write_checksums(run.path)
 
 
 def save_setup(model: PairNetwork, run: RunFolder, *, share: RunFolder | None = None, **about: Any) -> None:
@@ -46,6 +48,8 @@ def save_setup(model: PairNetwork, run: RunFolder, *, share: RunFolder | None = 
     share: another run; where it has the same frozen text encoder, its file gets a second name here instead of being
     written again. about: further entries of config.json.
     """
+    with writing(run.path):
+        run.file(CHECKSUMS).unlink(missing_ok=True)  # they are written when all that they are of is there
     encoder = model.text_encoder
     if encoder is not None:
         write_atomically(run.text_encoder / "config.json", encoder.config.to_json_string())
@@ -100,10 +104,11 @@ def load_parts(run: RunFolder) -> tuple[ModelConfig, PreTrainedModel | None, Pre
 
 
 def check_whole(run: RunFolder) -> None:
-    """Raise UserError where a part of a run is not there."""
+    """Raise UserError where a part of a run is not there, or not as it was written."""
     for part in (run.tokenizer, *([run.text_encoder] if run.model_config.reads_text else [])):
         if not part.is_dir():
             raise UserError(f"{part}: not there: the run folder is not whole: copy all of it")
+    check_files(run.path)
 
 
 def find_run(name_or_path: str | Path, checkpoint: str) -> RunFolder:

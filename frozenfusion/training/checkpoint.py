@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from frozenfusion.model.checksums import with_checksum, write_checksums
 from frozenfusion.model.classifier import PairClassifier
 from frozenfusion.model.run_folder import RunFolder
 from frozenfusion.model.saving import current_name, save_weights
@@ -115,7 +116,8 @@ def finish(folder: RunFolder, state: State, model: PairClassifier, summary: Mapp
     """Leave the run as its user finds it: best and last parameters, and the summary that says it is finished."""
     save_weights(model, folder.weights("last"))
     link_or_copy(folder.best(state.best), folder.weights("best"))
-    write_json(folder.summary_file, summary)
+    write_checksums(folder.path)
+    write_json(folder.summary_file, with_checksum(summary))
 
 
 def _current(name: str, own: Container[str]) -> str:

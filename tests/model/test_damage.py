@@ -9,6 +9,9 @@ import pytest
 import tiny
 
 import frozenfusion as ff
+from frozenfusion.cli import extract
+from frozenfusion.model.run_folder import RunFolder
+from frozenfusion.training.run import read_run
 from frozenfusion.utils.errors import UserError
 
 FLIPS = 60
@@ -60,3 +63,73 @@ def test_a_flipped_bit_in_a_checkpoint_is_an_error_and_no_other_training(run: ti
                 run.but(epochs=2).train()
     finally:
         path.write_bytes(content)
+
+
+SMALL = (
+    "config.json",
+    "split.json",
+    "metrics.jsonl",
+    "summary.json",
+    "checksums.json",
+    "text_encoder/config.json",
+    "tokenizer/tokenizer_config.json",
+)
+
+
+def results(run: tiny.Training) -> dict[str, object]:
+    """All that is read of a run: what an evaluation says, without its times."""
+    metrics = ff.evaluate(run.run, ff.load_pairs(run.data), run.cache)
+    return {"table": metrics.table(), "summary": read_run(RunFolder(run.run)), "history": RunFolder(run.run).history}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_flipped_bit_in_a_small_file_is_an_error_or_means_nothing(run: tiny.Training, name: str):
+    expected, path, draw = results(run), run.run / name, random.Random(1)
+    content, found = path.read_bytes(), 0
+    try:
+        for _ in range(8):
+            path.write_bytes(flipped(content, draw.randrange(len(content)), draw.randrange(8)))
+            try:
+                assert results(run) == expected
+            except UserError:
+                found += 1
+                assert extract.main(["--verify", str(run.run)]) != 0
+    finally:
+        path.write_bytes(content)
+    assert found
+
+
+def test_verify_tells_a_whole_run_from_one_that_lacks_or_lost_something(
+    run: tiny.Training, capsys: pytest.CaptureFixture[str]
+):
+    assert extract.main(["--verify", str(run.run)]) == 0
+    assert extract.main(["--verify", str(run.run.parent)]) == 0  # as a folder of runs
+    assert capsys.readouterr().out.count("are as they were written") == 2
+    for path in sorted(run.run.rglob("*")):
+        if path.is_file() and path.suffix in {".safetensors", ".json", ".jsonl"} and path.name != "checksums.json":
+            content = path.read_bytes()
+            path.write_bytes(flipped(content, len(content) // 2, 0))
+            assert extract.main(["--verify", str(run.run)]) != 0, path
+            assert str(run.run) in capsys.readouterr().err
+            path.write_bytes(content)
+    lost = run.run / "tokenizer" / "tokenizer_config.json"
+    content = lost.read_bytes()
+    lost.unlink()
+    assert extract.main(["--verify", str(run.run)]) != 0
+    assert "the run folder is not whole" in capsys.readouterr().err
+    lost.write_bytes(content)
+
+
+def test_a_run_that_is_trained_on_has_new_checksums(run: tiny.Training):
+    longer = run.but(epochs=2)
+    longer.train()
+    assert extract.main(["--verify", str(run.run)]) == 0
+
+
+def test_a_changed_file_is_taken_as_it_is_once_its_checksums_are_gone(run: tiny.Training):
+    path = run.run / "config.json"
+    path.write_text(path.read_text().replace('"weight_decay"', '"weight_decay_"'))
+    with pytest.raises(UserError, match=r"if you changed it, remove .*checksums\.json"):
+        ff.PairClassifier.from_pretrained(run.run)
+    (run.run / "checksums.json").unlink()
+    ff.PairClassifier.from_pretrained(run.run)

@@ -1,0 +1,32 @@
+"""Whether trained runs are still as they were written: every file of them, also those that nothing reads for now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from frozenfusion.model.checksums import check_files
+from frozenfusion.model.run_folder import RunFolder
+from frozenfusion.model.saving import check_whole
+from frozenfusion.utils.tensors import read_tensors
+
+
+def runs_at(path: Path) -> list[RunFolder]:
+    """The run that a folder is, or those that it holds as a sweep's does."""
+    if not path.is_dir():
+        return []
+    return [run for run in map(RunFolder, [path, *sorted(path.iterdir())]) if _is_run(run)]
+
+
+def verify_run(run: RunFolder) -> str:
+    """Check all files of a run against their checksums; returns what was found. Raises UserError where one differs."""
+    check_whole(run)
+    small, parameters = check_files(run.path), sorted(run.path.rglob("*.safetensors"))
+    for path in parameters:
+        read_tensors(path)
+    _ = run.split, run.history, run.summary
+    told = f"{run.path}: parameters in {len(parameters):,} files and {small:,} other files are as they were written"
+    return told if small else f"{told} (no checksums: not finished, or made by version 0.1)"
+
+
+def _is_run(run: RunFolder) -> bool:
+    return run.exists and (run.tokenizer.is_dir() or run.checkpoint.is_file())
