@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from frozenfusion.data.identity import require_same_images
 from frozenfusion.data.pairs import Pair, Pairs, require_pairs
 from frozenfusion.data.splits import Overlap, overlap_between
 from frozenfusion.evaluation.config import EvaluateConfig
@@ -43,6 +44,9 @@ class EvaluationInputs:
         self.selection = select_pairs(pairs, self.runs, config.split)
         self.labels: NDArray[np.int64] = labels_of(pairs, self.selection.ids, self.label_names)
         self.members: list[Pair] = pairs.select(self.selection.ids)
+        if any(run.model.reads_image for run in self.runs):
+            rows = store.require_rows(self.selection.ids, pairs.path)
+            require_same_images(store, rows, self.members, pairs.path)
 
     def _check(self, run: Run) -> None:
         if run.model.label_names != self.label_names:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from frozenfusion.model.config import ModelConfig
-from frozenfusion.model.run_folder import RunFolder
+from frozenfusion.model.run_folder import RESTORED, RunFolder
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import writing
 from frozenfusion.utils.messages import first_few
@@ -51,7 +51,7 @@ def find_runs(paths: Sequence[str | os.PathLike[str]], checkpoint: str) -> list[
     finished = [folder for folder in folders.values() if _is_finished(folder, checkpoint)]
     if not finished:
         told, weights = first_few([os.fspath(path) for path in paths]), RunFolder(Path()).weights(checkpoint)
-        raise UserError(f"{told}: no finished run there (config.json and {weights}): train one first")
+        raise UserError(f"{told}: no finished run there (config.json and {weights}): train one first; {RESTORED}")
     return [Run(folder, name) for folder, name in zip(finished, _names(finished), strict=True)]
 
 
@@ -64,6 +64,8 @@ def _runs_in(path: Path) -> list[RunFolder]:
     for folder in folders:
         if not _is_there(RunFolder(folder)) and any(map(_is_there, map(RunFolder, _below(folder)))):
             log.warning("%s: holds runs of its own, left out: name it too", folder)
+        elif not _is_there(RunFolder(folder)) and RunFolder(folder).checkpoint.is_file():
+            log.warning("%s: has lost its config.json, left out: %s", folder, RESTORED)
     return [run for run in map(RunFolder, folders) if _is_there(run)]
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from frozenfusion.data.identity import require_same_images
 from frozenfusion.data.pairs import Pair, clean_text
 from frozenfusion.fusion.base import MODALITIES
 from frozenfusion.model.dataset import Batch, Images, PairDataset, stored_images
@@ -138,6 +139,7 @@ def _images(
     if not config.reads_image:
         return NoImages(len(pairs), shape, device)
     if store is not None:
+        require_same_images(store, store.require_rows([pair.id for pair in pairs]), pairs, "DATA")
         return stored_images(store, pairs, "DATA", device=device, pooled=not model.head.takes_regions)
     if images is None or all(image is None for image in images):
         return NoImages(len(pairs), shape, device)

@@ -37,6 +37,10 @@ RECIPE = (
     "epochs",
 )
 
+RESTORED = "the same training command restores what a run has lost"
+
+_TOKEN_LISTS = {"special_tokens_map.json", "added_tokens.json"}
+
 _FILES = {
     "config.json": "options and architecture",
     "split.json": "which pairs it was trained, validated and is to be tested on",
@@ -132,7 +136,7 @@ class RunFolder:
         try:
             return ModelConfig.from_json(self.config.get("model"))
         except (TypeError, ValueError) as error:
-            raise UserError(f"{self.config_file}: {error}: restore the file") from error
+            raise UserError(f"{self.config_file}: {error}: restore it, or remove it: {RESTORED}") from error
         except UserError as error:
             raise type(error)(f"{self.path}: {error}") from error
 
@@ -187,6 +191,18 @@ class RunFolder:
         """Whether the run was brought to its end after so many epochs."""
         return RunFolder(self.path).summary.get("epochs") == epochs  # as it is now
 
+    def lost_parts(self, model: ModelConfig) -> list[Path]:
+        """What loading such a model needs beside its parameters, and is not there."""
+        encoder = [self.text_encoder / "config.json"] if model.reads_text else []
+        encoder += [self.frozen_encoder] if model.reads_text and model.freeze_text else []
+        parts = [part for part in (self.config_file, *encoder) if not part.is_file()]
+        return parts if _has_vocabulary(self.tokenizer) else [*parts, self.tokenizer]
+
+    def lost_files(self, model: ModelConfig) -> list[Path]:
+        """What a finished run of such a model has, and this one has no longer; pictures are not missed."""
+        files = [self.file(name) for name in _FILES if name.endswith((".json", ".jsonl", ".safetensors"))]
+        return list(dict.fromkeys([*self.lost_parts(model), *(file for file in files if not file.is_file())]))
+
     def check_free(self) -> None:
         """Raise UserError if the folder holds what no run of ours left there."""
         if not self.path.exists():
@@ -195,7 +211,7 @@ class RunFolder:
             values = read_json(self.config_file)
             foreign = [] if isinstance(values, dict) and "options" in values else [self.config_file.name]
         else:
-            foreign = self.foreign_files()
+            foreign = [] if self.checkpoint.is_file() else self.foreign_files()  # a run that lost its config.json
         if foreign:
             raise UserError(f"{self.path}: holds other files ({foreign[0]}): choose another `run`")
 
@@ -209,6 +225,12 @@ class RunFolder:
         for leftover in self.path.glob(".*.tmp*"):
             with contextlib.suppress(OSError):
                 leftover.unlink()
+
+
+def _has_vocabulary(tokenizer: Path) -> bool:
+    """Whether a tokenizer's folder has its configuration, and a file beside the lists of special tokens."""
+    names = {path.name for path in tokenizer.iterdir()} if tokenizer.is_dir() else set()
+    return "tokenizer_config.json" in names and len(names - _TOKEN_LISTS) > 1
 
 
 def _is_own(name: str) -> bool:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from frozenfusion.model.config import ModelConfig
 from frozenfusion.model.network import PairNetwork
-from frozenfusion.model.run_folder import FORMAT, RunFolder
+from frozenfusion.model.run_folder import FORMAT, RESTORED, RunFolder
 from frozenfusion.text.encoder import load_text_config, new_encoder
 from frozenfusion.text.tokens import load_tokenizer, save_tokenizer
 from frozenfusion.utils.errors import UserError
@@ -101,9 +101,9 @@ def load_parts(run: RunFolder) -> tuple[ModelConfig, PreTrainedModel | None, Pre
 
 def check_whole(run: RunFolder) -> None:
     """Raise UserError where a part of a run is not there."""
-    for part in (run.tokenizer, *([run.text_encoder] if run.model_config.reads_text else [])):
-        if not part.is_dir():
-            raise UserError(f"{part}: not there: the run folder is not whole: copy all of it")
+    lost = run.lost_parts(run.model_config)
+    if lost:
+        raise UserError(f"{lost[0]}: not there, so the folder is not whole: copy all of it ({RESTORED})")
 
 
 def find_run(name_or_path: str | Path, checkpoint: str) -> RunFolder:
