@@ -315,7 +315,7 @@ def test_training_again_restores_what_a_finished_run_lost(finished: tiny.Trainin
     (broken.run / "notes.txt").write_text("a user's own")
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     if lost not in ("metrics.jsonl", "summary.json", "last.safetensors"):
-        with pytest.raises(UserError, match="same training command|no such file"):
+        with pytest.raises(UserError, match=r"same training command|no such file"):
             predicted(broken)
     broken.train()
     np.testing.assert_array_equal(predicted(broken), predicted(finished))

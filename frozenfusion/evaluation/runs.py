@@ -60,13 +60,24 @@ def _runs_in(path: Path) -> list[RunFolder]:
     if run.exists:
         return [run]
     with writing(path):
-        folders = sorted(path.iterdir()) if path.is_dir() else []
+        folders = [] if _lost_its_config(run) else sorted(path.iterdir()) if path.is_dir() else []
     for folder in folders:
+        if _lost_its_config(RunFolder(folder)):
+            continue
         if not _is_there(RunFolder(folder)) and any(map(_is_there, map(RunFolder, _below(folder)))):
             log.warning("%s: holds runs of its own, left out: name it too", folder)
-        elif not _is_there(RunFolder(folder)) and RunFolder(folder).checkpoint.is_file():
-            log.warning("%s: has lost its config.json, left out: %s", folder, RESTORED)
     return [run for run in map(RunFolder, folders) if _is_there(run)]
+
+
+def _lost_its_config(run: RunFolder) -> bool:
+    """Whether a folder is a run but for its config.json, which is said."""
+    try:
+        lost = not run.exists and (run.checkpoint.is_file() or run.weights("best").is_file())
+    except OSError:
+        return False
+    if lost:
+        log.warning("%s: has no config.json, left out: %s", run.path, RESTORED)
+    return lost
 
 
 def _below(folder: Path) -> list[Path]:
