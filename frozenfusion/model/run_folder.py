@@ -155,6 +155,8 @@ class RunFolder:
         path = self.file("split.json")
         if not path.exists() and "options" not in self.config:
             return Split(UNKNOWN, 0, [], [], [])
+        if not path.exists():
+            raise UserError(f"{path}: not there: copy all of the run's folder ({RESTORED})")
         return Split.load(path)
 
     @cached_property
