@@ -226,6 +226,22 @@ def test_images_that_came_later_are_told_of_once_and_count_after_the_command(des
     assert "without image" not in said
 
 
+def test_a_run_of_other_features_is_evaluated_on_those_that_the_message_makes(desk: Desk):
+    desk.succeeds(*desk.extract("cats/cats.csv", "--cache", "one.h5"))
+    words = desk.train("cats/cats.csv", "--cache", "one.h5")
+    desk.succeeds(*words)
+    made = ("--image-size", "64", "--pool", "none", "--dtype", "float16", "--jpeg-draft", "--weights", "random")
+    desk.succeeds("extract_features.py", "cats/cats.csv", "--backbone", "small", *made, "--cache", "two.h5")
+    given = ("evaluate.py", words[3], "cats/cats.csv", "--device", "cpu", "--bootstrap", "100", "--cache")
+    desk.follow(desk.fails(*given, "two.h5"))
+    desk.succeeds(*given, "NEW.h5")
+    regions = desk.train("cats/cats.csv", "--cache", "two.h5")
+    desk.succeeds(*regions)
+    Path("NEW.h5").unlink()
+    desk.follow(desk.fails("evaluate.py", regions[3], *given[2:], "one.h5"))
+    assert FeatureStore("NEW.h5").fingerprint == FeatureStore("two.h5").fingerprint
+
+
 def test_a_copied_folder_is_the_same_data(desk: Desk):
     desk.succeeds(*desk.extract("cats/cats.csv", "--cache", "one.h5"))
     shutil.copytree("cats", "copy")

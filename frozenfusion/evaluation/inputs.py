@@ -15,6 +15,7 @@ from frozenfusion.data.splits import Overlap, overlap_between
 from frozenfusion.evaluation.config import EvaluateConfig
 from frozenfusion.evaluation.runs import Run, find_runs
 from frozenfusion.evaluation.selection import labels_of, select_pairs
+from frozenfusion.store.command import extraction_command
 from frozenfusion.store.reader import FeatureStore
 from frozenfusion.store.status import OK
 from frozenfusion.utils.errors import UserError
@@ -55,9 +56,11 @@ class EvaluationInputs:
         if run.model.reads_image:
             changes = self.store.differences(run.model.image_fingerprint)
             if changes:
+                model = run.model
+                make = extraction_command(self.pairs.path, "NEW.h5", model.image_fingerprint, model.image_weights)
                 raise UserError(
-                    f"{run.path} was trained on other image features than {self.store.path} holds ({changes}):"
-                    " give the `features` that it was trained on, or make some in the same way"
+                    f"{run.path} was trained on other image features than {self.store.path} holds ({changes}): "
+                    f"give the `features` that it was trained on, or make some in the same way with {make}"
                 )
 
     @property

@@ -56,7 +56,7 @@ class ExtractConfig:
     """auto resumes what is there, always fails if there is nothing, never refuses to overwrite"""
 
     update: bool = False
-    """compare every image by its content, not its date, and compute all that changed again, however many those are"""
+    """compare every image by its content, whatever its size and date, and compute again all that changed or failed"""
 
     rebuild: bool = False
     """make the feature file anew beside the old one, then replace it"""

@@ -159,6 +159,7 @@ def _reset_stale(writer: StoreWriter, pairs: Pairs, config: ExtractConfig, reaso
         rows[place]
         for place in settled[~usable].tolist()
         if config.retry_failed
+        or config.update
         or file_stat(pairs[place].image) != tuple(writer.store.stat[rows[place]])
         or pairs[place].id not in reasons
     ]
