@@ -193,6 +193,11 @@ class RunFolder:
         """Whether the run was brought to its end after so many epochs."""
         return RunFolder(self.path).summary.get("epochs") == epochs  # as it is now
 
+    @property
+    def _lost_its_config(self) -> bool:
+        """Whether this is a run but for its config.json; a checkpoint alone may be another program's."""
+        return self.checkpoint.is_file() and (self.file("split.json").is_file() or self.file("metrics.jsonl").is_file())
+
     def lost_parts(self, model: ModelConfig) -> list[Path]:
         """What loading such a model needs beside its parameters, and is not there."""
         encoder = [self.text_encoder / "config.json"] if model.reads_text else []
@@ -213,7 +218,7 @@ class RunFolder:
             values = read_json(self.config_file)
             foreign = [] if isinstance(values, dict) and "options" in values else [self.config_file.name]
         else:
-            foreign = [] if self.checkpoint.is_file() else self.foreign_files()  # a run that lost its config.json
+            foreign = [] if self._lost_its_config else self.foreign_files()
         if foreign:
             raise UserError(f"{self.path}: holds other files ({foreign[0]}): choose another `run`")
 

@@ -124,20 +124,24 @@ def finish(folder: RunFolder, state: State, model: PairClassifier, summary: Mapp
 
 def _find_best(folder: RunFolder, state: State, model: PairClassifier) -> None:
     """Put the best epoch's parameters, if they are lost or damaged, back from where else they are."""
-    best, told, line = folder.best(state.best), folder.summary, state.history[state.best - 1]
+    best, other = folder.best(state.best), folder.weights("best")
     if _is_whole(best):
         return
     if state.best == state.epochs:
         save_weights(model, best)
-    elif (told.get("best_epoch"), told.get("val_loss")) == (state.best, line["val_loss"]) and _is_whole(
-        folder.weights("best")
-    ):
-        link_or_copy(folder.weights("best"), best)
+    elif _is_of(folder.summary, state) and _is_whole(other):
+        link_or_copy(other, best)
     else:
         raise UserError(
             f"{best}: lost or damaged, and nothing else holds the parameters of the best epoch: restore it, or remove "
             f"{folder.path} and train again"
         )
+
+
+def _is_of(summary: Mapping[str, Any], state: State) -> bool:
+    """Whether a run was finished with the same best epoch, so that what it holds as the best is that."""
+    best = state.history[state.best - 1]
+    return (summary.get("best_epoch"), summary.get("val_loss")) == (state.best, best["val_loss"])
 
 
 def _is_whole(path: Path) -> bool:
