@@ -49,7 +49,7 @@ def test_the_python_of_the_readme_runs(demo, tmp_path):
     example, head = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     small = {
         '"MVSA_Single"': repr(str(folder / "data")),
-        '"cache/mvsa-b7.h5", backbone="efficientnet-b7"': f"{str(folder / 'features.h5')!r},"
+        '"cache/MVSA_Single-b7.h5", backbone="efficientnet-b7"': f"{str(folder / 'features.h5')!r},"
         " backbone='efficientnet-b0', weights='random', config=ff.ExtractConfig(image_size=128)",
         "ff.TrainConfig(epochs=3)": f"ff.TrainConfig(epochs=1, text_encoder={str(folder / 'data' / 'text-encoder')!r},"
         " text_weights='random')",

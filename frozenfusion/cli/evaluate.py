@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from tyro.conf import Positional
 
-from frozenfusion.cli.extract import DEFAULT_CACHE
+from frozenfusion.cli.caches import cache_to_read
 from frozenfusion.cli.parsing import COMMON, CommonOptions, Groups, run
 from frozenfusion.evaluation.config import EvaluateConfig
 from frozenfusion.utils.errors import UsageError
@@ -30,8 +30,8 @@ class EvaluateOptions(CommonOptions, EvaluateConfig):
     paths: Positional[tuple[Path, ...]]
     """one or several run folders, then the folder or manifest of image–text pairs"""
 
-    cache: Path = DEFAULT_CACHE
-    """feature file of stage one"""
+    cache: Path | None = None
+    """feature file of stage one; by default the one that is named after the data, cache/NAME-*.h5"""
 
     out: Path | None = None
     """folder for the results; by default inside the run, or comparison/ beside several runs"""
@@ -61,7 +61,7 @@ def _evaluate(options: EvaluateOptions) -> str:
         raise UsageError(f"{data} is a run: give the run folders first, and the data last")
     choose_device(options.device)
     runs = [run.path for run in find_runs(paths, options.checkpoint)]  # before the data, which may be large
-    store = FeatureStore(options.cache)
+    store = FeatureStore(options.cache or cache_to_read(data))
     pairs = load_pairs(data)
     log.info(pairs.summary())
     evaluation = evaluate(runs, pairs, store, config=options)

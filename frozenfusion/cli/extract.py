@@ -10,12 +10,11 @@ from typing import ClassVar
 
 from tyro.conf import Positional
 
+from frozenfusion.cli.caches import cache_to_make, cache_to_read
 from frozenfusion.cli.parsing import COMMON, CommonOptions, Groups, run
 from frozenfusion.data.manifests import READERS
 from frozenfusion.extraction.config import ExtractConfig
 from frozenfusion.utils.errors import UsageError
-
-DEFAULT_CACHE = Path("cache/features.h5")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +25,7 @@ class ExtractOptions(CommonOptions, ExtractConfig):
         "files": ("cache", "max_pixels", "jpeg_draft"),
         "network": ("backbone", "weights", "pool", "image_size", "precision", "dtype"),
         "speed": ("device", "runtime", "batch_size", "workers"),
-        "resuming": ("resume", "rebuild", "retry_failed", "strict"),
+        "resuming": ("resume", "update", "rebuild", "retry_failed", "strict"),
         "looking": ("info", "verify"),
         "general": COMMON,
     }
@@ -34,8 +33,8 @@ class ExtractOptions(CommonOptions, ExtractConfig):
     data: Positional[Path]
     """folder or manifest of image–text pairs (with --info or --verify: a feature file; with --verify: or a run)"""
 
-    cache: Path = DEFAULT_CACHE
-    """feature file to make, resume or bring up to date"""
+    cache: Path | None = None
+    """feature file to make, resume or bring up to date; by default cache/NAME-b7.h5, after the data and the backbone"""
 
     info: bool = False
     """say what a feature file holds, then stop"""
@@ -62,11 +61,10 @@ def main(arguments: Sequence[str] | None = None, command: str | None = None) -> 
 
 
 def _extract(options: ExtractOptions) -> str:
-    cache, data = _file_and_data(options)
     if options.info:
         from frozenfusion.extraction.inspection import info
 
-        return info(cache)
+        return info(_file_and_data(options)[0])
     if options.verify:
         from frozenfusion.extraction.inspection import verify
         from frozenfusion.model.verification import runs_at, verify_run
@@ -74,19 +72,18 @@ def _extract(options: ExtractOptions) -> str:
         runs = runs_at(options.data)
         if runs:
             return "\n".join(map(verify_run, runs))
-        return verify(cache, data)
+        return verify(*_file_and_data(options))
     from frozenfusion.data.pairs import load_pairs
     from frozenfusion.extraction.extractor import update_features  # imports torch
     from frozenfusion.utils.progress import log
 
     pairs = load_pairs(options.data)
     log.info(pairs.summary())
-    return str(update_features(pairs, cache, options))
+    return str(update_features(pairs, options.cache or cache_to_make(options.data, options.backbone), options))
 
 
 def _file_and_data(options: ExtractOptions) -> tuple[Path, Path | None]:
     """The feature file to look at may be given in the place of DATA, which is a folder or a manifest."""
-    looking = options.info or options.verify
-    if looking and not options.data.is_dir() and options.data.suffix.lower() not in READERS:
+    if not options.data.is_dir() and options.data.suffix.lower() not in READERS:
         return options.data, None
-    return options.cache, options.data
+    return options.cache or cache_to_read(options.data), options.data

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 import tyro
 from tyro.conf import Positional
 
-from frozenfusion.cli.extract import DEFAULT_CACHE
+from frozenfusion.cli.caches import cache_to_read
 from frozenfusion.cli.parsing import COMMON, CommonOptions, Groups, run
 from frozenfusion.fusion.options import parse_options
 from frozenfusion.training.config import ALL, TrainConfig, check_heads, check_seeds
@@ -43,8 +43,8 @@ class TrainOptions(CommonOptions, TrainConfig):
     data: Positional[Path]
     """folder or manifest of image–text pairs; not right after --fusion or --seeds, which take all words that follow"""
 
-    cache: Path = DEFAULT_CACHE
-    """feature file of stage one"""
+    cache: Path | None = None
+    """feature file of stage one; by default the one that is named after the data, cache/NAME-*.h5"""
 
     run: Path | None = None
     """folder for the trained model; by default runs/HEAD, or runs/sweep for several"""
@@ -90,13 +90,13 @@ def _train(options: TrainOptions) -> str:
         RunFolder(options.run or default_folder(options.fusion[0])).check_free()
     pairs = load_pairs(options.data)
     log.info(pairs.summary())
-    store = FeatureStore(options.cache)
+    store = FeatureStore(options.cache or cache_to_read(options.data))
     if single:
         runs = [_train_one(options, pairs, store)]
-        return _summary(runs, runs[0].folder, options)
+        return _summary(runs, runs[0].folder, store, options)
     folder = options.run or DEFAULT_FOLDER
     runs = sweep(pairs, store, options.fusion, seeds=options.seeds, config=_config(options), folder=folder)
-    return _summary(runs, folder, options)
+    return _summary(runs, folder, store, options)
 
 
 def _train_one(options: TrainOptions, pairs: Pairs, store: FeatureStore) -> TrainedRun:
@@ -116,10 +116,10 @@ def _config(options: TrainOptions) -> TrainConfig:
     return TrainConfig(**{each.name: getattr(options, each.name) for each in dataclasses.fields(TrainConfig)})
 
 
-def _summary(runs: Sequence[TrainedRun], folder: Path, options: TrainOptions) -> str:
+def _summary(runs: Sequence[TrainedRun], folder: Path, store: FeatureStore, options: TrainOptions) -> str:
     """What was trained, as a table for a person, best first, and the command that evaluates it."""
     from frozenfusion.training.sweeps import run_table
 
-    words = [folder.as_posix(), options.data.as_posix(), "--cache", options.cache.as_posix()]
+    words = [folder.as_posix(), options.data.as_posix(), "--cache", store.path.as_posix()]
     words += [word for name in options.imports for word in ("--import", name)]
     return f"{run_table(runs)}\n\nnext: python evaluate.py {shlex.join(words)}"

@@ -9,11 +9,13 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from frozenfusion.data.identity import require_same_images
 from frozenfusion.data.pairs import Pair, Pairs, require_pairs
 from frozenfusion.data.splits import Overlap, overlap_between
 from frozenfusion.evaluation.config import EvaluateConfig
 from frozenfusion.evaluation.runs import Run, find_runs
 from frozenfusion.evaluation.selection import labels_of, select_pairs
+from frozenfusion.store.command import extraction_command
 from frozenfusion.store.reader import FeatureStore
 from frozenfusion.store.status import OK
 from frozenfusion.utils.errors import UserError
@@ -43,6 +45,9 @@ class EvaluationInputs:
         self.selection = select_pairs(pairs, self.runs, config.split)
         self.labels: NDArray[np.int64] = labels_of(pairs, self.selection.ids, self.label_names)
         self.members: list[Pair] = pairs.select(self.selection.ids)
+        if any(run.model.reads_image for run in self.runs):
+            rows = store.require_rows(self.selection.ids, pairs.path)
+            require_same_images(store, rows, self.members, pairs.path)
 
     def _check(self, run: Run) -> None:
         if run.model.label_names != self.label_names:
@@ -51,9 +56,11 @@ class EvaluationInputs:
         if run.model.reads_image:
             changes = self.store.differences(run.model.image_fingerprint)
             if changes:
+                model = run.model
+                make = extraction_command(self.pairs.path, "NEW.h5", model.image_fingerprint, model.image_weights)
                 raise UserError(
-                    f"{run.path} was trained on other image features than {self.store.path} holds ({changes}):"
-                    " give the `features` that it was trained on, or make some in the same way"
+                    f"{run.path} was trained on other image features than {self.store.path} holds ({changes}): "
+                    f"give the `features` that it was trained on, or make some in the same way with {make}"
                 )
 
     @property

@@ -57,7 +57,8 @@ class Predictor:
                         f"`batch_size={self._arithmetic.batch_size}`: choose a smaller one"
                     ) from error
                 if not np.isfinite(predicted.probabilities).all():
-                    raise UserError(f"{run.path}: its predictions are not numbers: train it again")
+                    told = "train again with a lower learning rate in another folder"
+                    raise UserError(f"{run.path}: its predictions are not numbers: {told}")
                 yield run, predicted
 
     def attention(self, run: Run, rows: Rows) -> NDArray[np.float32] | None:

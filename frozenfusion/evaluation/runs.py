@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from frozenfusion.model.config import ModelConfig
-from frozenfusion.model.run_folder import RunFolder
+from frozenfusion.model.run_folder import RESTORED, RunFolder
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import writing
 from frozenfusion.utils.messages import first_few
@@ -51,7 +51,7 @@ def find_runs(paths: Sequence[str | os.PathLike[str]], checkpoint: str) -> list[
     finished = [folder for folder in folders.values() if _is_finished(folder, checkpoint)]
     if not finished:
         told, weights = first_few([os.fspath(path) for path in paths]), RunFolder(Path()).weights(checkpoint)
-        raise UserError(f"{told}: no finished run there (config.json and {weights}): train one first")
+        raise UserError(f"{told}: no finished run there (config.json and {weights}): train one first; {RESTORED}")
     return [Run(folder, name) for folder, name in zip(finished, _names(finished), strict=True)]
 
 
@@ -60,11 +60,24 @@ def _runs_in(path: Path) -> list[RunFolder]:
     if run.exists:
         return [run]
     with writing(path):
-        folders = sorted(path.iterdir()) if path.is_dir() else []
+        folders = [] if _lost_its_config(run) else sorted(path.iterdir()) if path.is_dir() else []
     for folder in folders:
+        if _lost_its_config(RunFolder(folder)):
+            continue
         if not _is_there(RunFolder(folder)) and any(map(_is_there, map(RunFolder, _below(folder)))):
             log.warning("%s: holds runs of its own, left out: name it too", folder)
     return [run for run in map(RunFolder, folders) if _is_there(run)]
+
+
+def _lost_its_config(run: RunFolder) -> bool:
+    """Whether a folder is a run but for its config.json, which is said."""
+    try:
+        lost = not run.exists and (run.checkpoint.is_file() or run.weights("best").is_file())
+    except OSError:
+        return False
+    if lost:
+        log.warning("%s: has no config.json, left out: %s", run.path, RESTORED)
+    return lost
 
 
 def _below(folder: Path) -> list[Path]:

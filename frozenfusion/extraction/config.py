@@ -55,6 +55,9 @@ class ExtractConfig:
     resume: Literal["auto", "always", "never"] = "auto"
     """auto resumes what is there, always fails if there is nothing, never refuses to overwrite"""
 
+    update: bool = False
+    """compare every image by its content, whatever its size and date, and compute again all that changed or failed"""
+
     rebuild: bool = False
     """make the feature file anew beside the old one, then replace it"""
 
@@ -77,6 +80,8 @@ class ExtractConfig:
             whole("batch_size", self.batch_size, 1)
         if self.workers is not None:
             whole("workers", self.workers, 1)
+        if self.rebuild and self.update:
+            raise UsageError("`rebuild=True` computes every image again, `update=True` those that changed: give one")
         if self.rebuild and self.resume == "never":
             raise UsageError(
                 "`rebuild=True` replaces a feature file and `resume=never` forbids it: give one of the two"

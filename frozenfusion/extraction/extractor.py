@@ -10,17 +10,18 @@ from pathlib import Path
 
 import numpy as np
 
-from frozenfusion.data.images import BadImage, file_digest, read_image_file
+from frozenfusion.data.identity import compare_files, file_stat, how_to_mend
 from frozenfusion.data.pairs import Pairs, require_pairs
 from frozenfusion.extraction import bad_images
 from frozenfusion.extraction.config import ExtractConfig
-from frozenfusion.extraction.loop import NO_FILE, ExtractionLoop, Task, Timing, file_stat
-from frozenfusion.store.reader import FeatureStore
+from frozenfusion.extraction.loop import ExtractionLoop, Task, Timing
+from frozenfusion.store.reader import FeatureStore, Rows
 from frozenfusion.store.status import OK, PENDING, STATUS_NAMES
 from frozenfusion.store.writer import StoreWriter
 from frozenfusion.utils.checks import config_of
 from frozenfusion.utils.device import choose_device
 from frozenfusion.utils.errors import UserError
+from frozenfusion.utils.messages import first_few
 from frozenfusion.utils.progress import log
 from frozenfusion.vision.backbone import Backbone, build_backbone
 
@@ -94,10 +95,12 @@ def update_features(pairs: Pairs, cache: str | os.PathLike[str], config: Extract
         jpeg_draft=config.jpeg_draft,
     )
     with _open_store(pairs, cache, config, backbone) as writer:
-        rows = writer.store.rows(pairs.ids)
         reasons = bad_images.read_list(cache)
-        every = [Task(int(row), pair.image) for row, pair in zip(rows, pairs, strict=True)]
-        tasks = _plan(writer, every, config, reasons)
+        _reset_stale(writer, pairs, config, reasons)
+        writer.grow(pairs.ids)
+        rows = writer.store.rows(pairs.ids)
+        pending = np.flatnonzero(writer.store.status[rows] == PENDING).tolist()
+        tasks = [Task(int(rows[place]), pairs[place].image) for place in pending]
         timing = Timing()
         try:
             if tasks:
@@ -126,7 +129,7 @@ def _open_store(pairs: Pairs, path: Path, config: ExtractConfig, backbone: Backb
     if not there and config.resume == "always":
         raise UserError(f"{path}: there is nothing to resume: check `cache`, or leave out `resume=always`")
     if there and not config.rebuild:
-        return StoreWriter.extend(path, pairs.ids, backbone.fingerprint)
+        return StoreWriter.open(path, backbone.fingerprint)
     make = StoreWriter.rebuild if config.rebuild else StoreWriter.create
     about = {"weights": config.weights.encode(errors="backslashreplace").decode(), **_versions()}
     return make(path, pairs.ids, backbone.feature_shape, config.dtype, backbone.fingerprint, about)
@@ -140,50 +143,42 @@ def _versions() -> dict[str, str]:
     return {f"{name}_version": version(name) for name in packages}
 
 
-def _plan(writer: StoreWriter, tasks: list[Task], config: ExtractConfig, reasons: Mapping[str, str]) -> list[Task]:
-    """The tasks whose rows are pending, after rows whose files changed have gone back to pending.
+def _reset_stale(writer: StoreWriter, pairs: Pairs, config: ExtractConfig, reasons: Mapping[str, str]) -> None:
+    """Turn rows back to pending whose image changed since, or that could not be used and are to be tried again.
 
-    A file of the size and mtime that the store remembers is taken as unchanged; any other is compared by its digest.
     An image that was deleted after its features were computed keeps them; a bad one is tried again if a kill lost the
-    reason why it is bad.
+    reason why it is bad. Raises UserError, and changes nothing, where the file looks like another data set's.
     """
-    status, remembered = writer.store.status, writer.store.stat
-    suspects, again = [], []
-    for task in tasks:
-        if status[task.row] == PENDING:
-            continue
-        now = file_stat(task.path)
-        if status[task.row] == OK:
-            if now not in (NO_FILE, tuple(remembered[task.row])):
-                suspects.append(task)
-        elif (
-            config.retry_failed
-            or now != tuple(remembered[task.row])
-            or writer.store.names([task.row])[0] not in reasons
-        ):
-            again.append(task.row)
-    changed = _changed(writer, suspects)
-    if changed:
+    rows = writer.store.rows(pairs.ids)
+    settled = np.flatnonzero((rows >= 0) & (writer.store.status[rows] != PENDING))
+    usable = writer.store.status[rows[settled]] == OK
+    changed = _changed(writer, pairs, settled[usable], rows, config)
+    if len(changed):
         log.info(f"{len(changed):,} images have changed since their features were computed: computing them again")
-    if again or changed:
-        writer.reset(again + changed)
-    return [task for task in tasks if status[task.row] == PENDING]
+    again = [
+        rows[place]
+        for place in settled[~usable].tolist()
+        if config.retry_failed
+        or config.update
+        or file_stat(pairs[place].image) != tuple(writer.store.stat[rows[place]])
+        or pairs[place].id not in reasons
+    ]
+    if again or len(changed):
+        writer.reset([*again, *changed])
 
 
-def _changed(writer: StoreWriter, suspects: list[Task]) -> list[int]:
-    """The rows among `suspects` whose file has other bytes; the others get their new size and mtime."""
-    changed, same, stats = [], [], []
-    for task in suspects:
-        stat = file_stat(task.path)
-        try:
-            digest = file_digest(read_image_file(task.path))
-        except BadImage:
-            digest = b""
-        if digest == writer.store.digest[task.row].tobytes():
-            same.append(task.row)
-            stats.append(stat)
-        else:
-            changed.append(task.row)
-    if same:
-        writer.set_stat(same, stats)
+def _changed(writer: StoreWriter, pairs: Pairs, places: Rows, rows: Rows, config: ExtractConfig) -> Rows:
+    """The rows of those pairs at `places` whose file has other bytes; the others get their new size and mtime."""
+    rows = rows[places]
+    found = compare_files(writer.store, rows, [pairs[place].image for place in places.tolist()], every=config.update)
+    if found.looks_foreign and not (config.update or config.rebuild):
+        some = first_few([pairs[places[place]].id for place in found.changed])
+        raise UserError(
+            f"{writer.path}: looks like another data set's, and was left as it is: {len(found.changed):,} of "
+            f"{found.there:,} images of {pairs.path} are not those that its rows were computed from ({some}): "
+            f"{how_to_mend(found, writer.store, pairs.path)}"
+        )
+    if found.same:
+        writer.set_stat(rows[found.same], [found.stats[place] for place in found.same])
+    changed: Rows = rows[found.changed]
     return changed

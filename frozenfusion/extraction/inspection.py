@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from frozenfusion.data.images import BadImage, file_digest, read_image_file
+import numpy as np
+
+from frozenfusion.data.identity import Comparison, compare_files, how_to_mend
 from frozenfusion.data.pairs import load_pairs
 from frozenfusion.store.reader import FeatureStore
 from frozenfusion.store.status import OK
@@ -44,36 +46,26 @@ def verify(cache: Path, data: Path | None = None) -> str:
         raise UserError(
             f"{cache}: {len(damaged):,} of {checked:,} rows are damaged or not finite "
             f"({first_few(damaged, NAMED_AT_MOST)}): "
-            "make the file anew with python extract_features.py DATA --rebuild, or restore it"
+            f"make the file anew with {store.command(data or 'DATA', '--rebuild')}, or restore it"
         )
     told = f"{cache}: all {checked:,} rows are as they were written"
     if pending:
         told += f" ({pending:,} more are pending)"
     if data is None:
         return told
-    changed, compared = _changed_files(store, data)
+    found, changed = _compare(store, data)
     if changed:
         raise UserError(
-            f"{data}: {len(changed):,} of {compared:,} images are not those that {cache} was made from "
-            f"({first_few(changed, NAMED_AT_MOST)}): run python extract_features.py {data} --cache {cache} to update it"
+            f"{data}: {len(changed):,} of {found.there:,} images are not those that {cache} was made from "
+            f"({first_few(changed, NAMED_AT_MOST)}): {how_to_mend(found, store, data)}"
         )
-    return f"{told}, and come from the {compared:,} image files that are there"
+    return f"{told}, and come from the {found.there:,} image files that are there"
 
 
-def _changed_files(store: FeatureStore, data: Path) -> tuple[list[str], int]:
-    """The ids whose image file is there with other bytes, and how many files were compared."""
+def _compare(store: FeatureStore, data: Path) -> tuple[Comparison, list[str]]:
+    """Every image file that is there beside its row's digest, and the ids of those that differ."""
     pairs = load_pairs(data)
-    changed, compared = [], 0
-    with Progress(len(pairs), "img", "comparing") as progress:
-        for pair, row in zip(pairs, store.rows(pairs.ids), strict=True):
-            progress.update(1)
-            if row < 0 or store.status[row] != OK:
-                continue
-            try:
-                digest = file_digest(read_image_file(pair.image))
-            except BadImage:
-                continue
-            compared += 1
-            if digest != store.digest[row].tobytes():
-                changed.append(pair.id)
-    return changed, compared
+    rows = store.rows(pairs.ids)
+    places = np.flatnonzero((rows >= 0) & (store.status[rows] == OK))
+    found = compare_files(store, rows[places], [pairs[place].image for place in places.tolist()], every=True)
+    return found, [pairs[places[place]].id for place in found.changed]

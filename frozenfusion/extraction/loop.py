@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from frozenfusion.data.identity import NO_FILE, file_stat
 from frozenfusion.data.images import BadImage, decode_image, file_digest, quiet_pillow, read_image_file
 from frozenfusion.extraction.config import ExtractConfig
 from frozenfusion.store.status import MISSING
@@ -26,7 +27,6 @@ from frozenfusion.vision.backbone import Backbone
 from frozenfusion.vision.runner import PendingFeatures
 
 BATCHES_AHEAD = 4  # decoded or being decoded while the network works
-NO_FILE = (0, 0)
 
 
 class Task(NamedTuple):
@@ -173,12 +173,3 @@ def _in_order(
     finally:
         for future in waiting:
             future.cancel()
-
-
-def file_stat(path: Path) -> tuple[int, int]:
-    """Size in bytes and mtime in ns of a file, zeros where there is none."""
-    try:
-        found = os.stat(path)
-    except (OSError, ValueError):
-        return NO_FILE
-    return found.st_size, found.st_mtime_ns

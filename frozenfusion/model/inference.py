@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from frozenfusion.data.identity import require_same_images
 from frozenfusion.data.pairs import Pair, clean_text
 from frozenfusion.fusion.base import MODALITIES
 from frozenfusion.model.dataset import Batch, Images, PairDataset, stored_images
 from frozenfusion.model.network import PairNetwork
 from frozenfusion.model.raw import AnyImage, NoImages, RawImages, backbone_of
+from frozenfusion.store.command import extraction_command
 from frozenfusion.store.reader import FeatureStore, as_store
 from frozenfusion.text.batching import batches_in_order_of_length
 from frozenfusion.text.encoder import TextFeatures
@@ -89,9 +91,11 @@ def predict_proba(
     if store is not None and model.config.reads_image:
         changes = store.differences(model.config.image_fingerprint)
         if changes:
+            config = model.config
+            make = extraction_command("DATA", "NEW.h5", config.image_fingerprint, config.image_weights)
             raise UserError(
                 f"{store.path}: holds other image features than the model was trained on ({changes}): give those, or "
-                "extract them in the same way"
+                f"make some in the same way with {make}"
             )
     found = _images(model, pairs, images, store, device)
     tokens = tokenize(model.tokenizer, [pair.text for pair in pairs], model.config.max_length)
@@ -138,6 +142,7 @@ def _images(
     if not config.reads_image:
         return NoImages(len(pairs), shape, device)
     if store is not None:
+        require_same_images(store, store.require_rows([pair.id for pair in pairs]), pairs, "DATA")
         return stored_images(store, pairs, "DATA", device=device, pooled=not model.head.takes_regions)
     if images is None or all(image is None for image in images):
         return NoImages(len(pairs), shape, device)

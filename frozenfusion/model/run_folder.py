@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from frozenfusion.data.splits import Split
-from frozenfusion.model.checksums import without_checksum
+from frozenfusion.model.checksums import CHECKSUMS, without_checksum
 from frozenfusion.model.config import ModelConfig
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import (
@@ -37,6 +37,10 @@ RECIPE = (
     *("image_dropout", "modality_dropout", "alpha", "head_options", "class_weights", "val_fraction", "precision"),
     "epochs",
 )
+
+RESTORED = "the same training command restores what a run has lost"
+
+_TOKEN_LISTS = {"special_tokens_map.json", "added_tokens.json"}
 
 _FILES = {
     "config.json": "options and architecture",
@@ -134,7 +138,7 @@ class RunFolder:
         try:
             return ModelConfig.from_json(self.config.get("model"))
         except (TypeError, ValueError) as error:
-            raise UserError(f"{self.config_file}: {error}: restore the file") from error
+            raise UserError(f"{self.config_file}: {error}: restore it, or remove it: {RESTORED}") from error
         except UserError as error:
             raise type(error)(f"{self.path}: {error}") from error
 
@@ -153,6 +157,8 @@ class RunFolder:
         path = self.file("split.json")
         if not path.exists() and "options" not in self.config:
             return Split(UNKNOWN, 0, [], [], [])
+        if not path.exists():
+            raise UserError(f"{path}: not there: copy all of the run's folder ({RESTORED})")
         return Split.load(path)
 
     @cached_property
@@ -189,6 +195,24 @@ class RunFolder:
         """Whether the run was brought to its end after so many epochs."""
         return RunFolder(self.path).summary.get("epochs") == epochs  # as it is now
 
+    @property
+    def _lost_its_config(self) -> bool:
+        """Whether this is a run but for its config.json; a checkpoint alone may be another program's."""
+        return self.checkpoint.is_file() and (self.file("split.json").is_file() or self.file("metrics.jsonl").is_file())
+
+    def lost_parts(self, model: ModelConfig) -> list[Path]:
+        """What loading such a model needs beside its parameters, and is not there."""
+        encoder = [self.text_encoder / "config.json"] if model.reads_text else []
+        encoder += [self.frozen_encoder] if model.reads_text and model.freeze_text else []
+        parts = [part for part in (self.config_file, *encoder) if not part.is_file()]
+        return parts if _has_vocabulary(self.tokenizer) else [*parts, self.tokenizer]
+
+    def lost_files(self, model: ModelConfig) -> list[Path]:
+        """What a finished run of such a model has, and this one has no longer; pictures are not missed."""
+        files = [self.file(name) for name in _FILES if name.endswith((".json", ".jsonl", ".safetensors"))]
+        files.remove(self.file(CHECKSUMS))  # which runs of version 0.1 never had
+        return list(dict.fromkeys([*self.lost_parts(model), *(file for file in files if not file.is_file())]))
+
     def check_free(self) -> None:
         """Raise UserError if the folder holds what no run of ours left there."""
         if not self.path.exists():
@@ -197,7 +221,7 @@ class RunFolder:
             values = read_json(self.config_file)
             foreign = [] if isinstance(values, dict) and "options" in values else [self.config_file.name]
         else:
-            foreign = self.foreign_files()
+            foreign = [] if self._lost_its_config else self.foreign_files()
         if foreign:
             raise UserError(f"{self.path}: holds other files ({foreign[0]}): choose another `run`")
 
@@ -211,6 +235,12 @@ class RunFolder:
         for leftover in self.path.glob(".*.tmp*"):
             with contextlib.suppress(OSError):
                 leftover.unlink()
+
+
+def _has_vocabulary(tokenizer: Path) -> bool:
+    """Whether a tokenizer's folder has its configuration, and a file beside the lists of special tokens."""
+    names = {path.name for path in tokenizer.iterdir()} if tokenizer.is_dir() else set()
+    return "tokenizer_config.json" in names and len(names - _TOKEN_LISTS) > 1
 
 
 def _is_own(name: str) -> bool:

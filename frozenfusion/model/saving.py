@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from frozenfusion.model.checksums import CHECKSUMS, check_files, write_checksums
 from frozenfusion.model.config import ModelConfig
 from frozenfusion.model.network import PairNetwork
-from frozenfusion.model.run_folder import FORMAT, RunFolder
+from frozenfusion.model.run_folder import FORMAT, RESTORED, RunFolder
 from frozenfusion.text.encoder import load_text_config, new_encoder
 from frozenfusion.text.tokens import load_tokenizer, save_tokenizer
 from frozenfusion.utils.errors import UserError
@@ -96,18 +96,23 @@ def load_parts(run: RunFolder) -> tuple[ModelConfig, PreTrainedModel | None, Pre
     """
     check_whole(run)
     config, encoder = run.model_config, None
-    if config.reads_text:
-        encoder = new_encoder(load_text_config(run.text_encoder))
+    try:
+        tokenizer = load_tokenizer(run.tokenizer)
+        encoder_config = load_text_config(run.text_encoder) if config.reads_text else None
+    except UserError as error:
+        raise UserError(f"{error}; or remove the folder: {RESTORED}") from error
+    if encoder_config is not None:
+        encoder = new_encoder(encoder_config)
         if config.freeze_text:
             fill(encoder, read_tensors(run.frozen_encoder), run.frozen_encoder)
-    return config, encoder, load_tokenizer(run.tokenizer)
+    return config, encoder, tokenizer
 
 
 def check_whole(run: RunFolder) -> None:
     """Raise UserError where a part of a run is not there, or not as it was written."""
-    for part in (run.tokenizer, *([run.text_encoder] if run.model_config.reads_text else [])):
-        if not part.is_dir():
-            raise UserError(f"{part}: not there: the run folder is not whole: copy all of it")
+    lost = run.lost_parts(run.model_config) if run.exists or not run.path.is_dir() else [run.config_file]
+    if lost:
+        raise UserError(f"{lost[0]}: not there: check the path, or copy all of the run's folder ({RESTORED})")
     check_files(run.path)
 
 

@@ -95,7 +95,7 @@ def read_layout(file: BinaryIO, path: str | os.PathLike[str]) -> Layout:
     """
     size = os.fstat(file.fileno()).st_size
     if not size:
-        raise UserError(f"{path}: the file is empty: remove it and run the same command again")
+        raise UserError(f"{path}: the file is empty: {ANEW}")
     if file.read(len(_SIGNATURE)) != _SIGNATURE:
         raise UserError(f"{path}: not an HDF5 file: check the path (the file was left as it is)")
     try:

@@ -113,7 +113,8 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
         return open(path, "rb")
     except FileNotFoundError as error:
         raise UserError(
-            f"{path}: no such feature file: make it with python extract_features.py, or check the path"
+            f"{path}: no such feature file: check the path, or make it with python extract_features.py DATA --cache "
+            f"{path}"
         ) from error
     except OSError as error:
         raise file_error(error, path) from error

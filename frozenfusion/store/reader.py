@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from frozenfusion.store.command import extraction_command
 from frozenfusion.store.entries import entry_checks
 from frozenfusion.store.hdf5 import MEND, Scalar, read_layout
 from frozenfusion.store.raw_file import Array, open_regular
@@ -101,11 +102,12 @@ class FeatureStore:
             some = [ids[place] for place in np.flatnonzero(where).tolist()]
             if some:
                 which = f"{len(some):,} of the {len(ids):,} pairs that are needed ({first_few(some)})"
-                raise UserError(
-                    f"{self.path}: {told.format(which)}: add them with python extract_features.py "
-                    f"{os.fspath(data)} --cache {self.path} and the options that made it"
-                )
+                raise UserError(f"{self.path}: {told.format(which)}: add them with {self.command(data)}")
         return rows
+
+    def command(self, data: str | os.PathLike[str] = "DATA", *flags: str) -> str:
+        """The command that brings the file up to date for `data`, with the options that made it."""
+        return extraction_command(data, self.path, self.fingerprint, self.attributes.get("weights", ""), *flags)
 
     def names(self, rows: npt.ArrayLike | None = None) -> list[str]:
         """The ids of `rows`, by default of all, as str."""

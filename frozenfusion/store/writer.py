@@ -85,7 +85,7 @@ class StoreWriter:
         try:
             writer.store.require_fingerprint(fingerprint)
             writer.store.require_sound_entries()
-            writer._grow(new_ids)
+            writer.grow(new_ids)
             return writer
         except BaseException:
             writer.close()
@@ -246,7 +246,8 @@ class StoreWriter:
         if time.monotonic() >= self._next_commit:
             self.commit()
 
-    def _grow(self, ids: Sequence[str]) -> None:
+    def grow(self, ids: Sequence[str]) -> None:
+        """Add those of `ids` that the store lacks, as pending rows: see `extend`. Rows have other numbers then."""
         old = self.store
         missing = sorted({ids[i] for i in np.flatnonzero(old.rows(ids) < 0).tolist()})
         if not missing:

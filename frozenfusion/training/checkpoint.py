@@ -24,7 +24,7 @@ from frozenfusion.model.run_folder import RunFolder
 from frozenfusion.model.saving import current_name, save_weights
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import link_or_copy, write_atomically, write_json
-from frozenfusion.utils.tensors import check_tensors, first_difference, write_tensors
+from frozenfusion.utils.tensors import check_tensors, first_difference, read_tensors, write_tensors
 
 FORMAT = 1
 HEAD_OPTIONS = "--head-option"  # among what a run is made from
@@ -113,11 +113,45 @@ def restore(folder: RunFolder, model: PairClassifier, optimizer: torch.optim.Opt
 
 
 def finish(folder: RunFolder, state: State, model: PairClassifier, summary: Mapping[str, Any]) -> None:
-    """Leave the run as its user finds it: best and last parameters, and the summary that says it is finished."""
+    """Leave the run as its user finds it: best and last parameters, and the summary that says it is finished.
+
+    Raises UserError where the best parameters are lost or damaged, wherever they were.
+    """
     save_weights(model, folder.weights("last"))
+    _find_best(folder, state, model)
     link_or_copy(folder.best(state.best), folder.weights("best"))
     write_checksums(folder.path)
     write_json(folder.summary_file, with_checksum(summary))
+
+
+def _find_best(folder: RunFolder, state: State, model: PairClassifier) -> None:
+    """Put the best epoch's parameters, if they are lost or damaged, back from where else they are."""
+    best, other = folder.best(state.best), folder.weights("best")
+    if _is_whole(best):
+        return
+    if state.best == state.epochs:
+        save_weights(model, best)
+    elif _is_of(folder.summary, state) and _is_whole(other):
+        link_or_copy(other, best)
+    else:
+        raise UserError(
+            f"{best}: lost or damaged, and nothing else holds the parameters of the best epoch: restore it, or remove "
+            f"{folder.path} and train again"
+        )
+
+
+def _is_of(summary: Mapping[str, Any], state: State) -> bool:
+    """Whether a run was finished with the same best epoch, so that what it holds as the best is that."""
+    best = state.history[state.best - 1]
+    return (summary.get("best_epoch"), summary.get("val_loss")) == (state.best, best["val_loss"])
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        read_tensors(path)
+    except UserError:
+        return False
+    return True
 
 
 def _current(name: str, own: Container[str]) -> str:

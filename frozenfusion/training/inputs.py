@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from frozenfusion.data.identity import require_same_images
 from frozenfusion.data.pairs import Pairs, require_pairs
 from frozenfusion.data.splits import Split, split_pairs
 from frozenfusion.fusion.base import FusionHead
@@ -60,6 +61,8 @@ class TrainingInputs:
         self.ids = [*self.split.train, *self.split.val]
         self._rows = store.require_rows(self.ids, pairs.path)
         self._members = pairs.select(self.ids)
+        if any("image" in head_class(head).uses for head in self.heads):
+            require_same_images(store, self._rows, self._members, pairs.path)
         self.share: RunFolder | None = None  # a run that has the frozen encoder already
         for head in self.heads:
             self.model_config(head)  # which checks what the head was given, before anything is written

@@ -19,7 +19,7 @@ from frozenfusion.data.splits import Split
 from frozenfusion.fusion.registry import head_class
 from frozenfusion.model.classifier import PairClassifier, build_model
 from frozenfusion.model.network import count_parameters
-from frozenfusion.model.run_folder import RECIPE, RunFolder
+from frozenfusion.model.run_folder import RECIPE, RESTORED, RunFolder
 from frozenfusion.model.saving import save_setup, save_weights
 from frozenfusion.store.reader import FeatureStore, as_store
 from frozenfusion.training.checkpoint import (
@@ -40,7 +40,7 @@ from frozenfusion.utils.checks import config_of
 from frozenfusion.utils.device import is_out_of_memory
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.locks import WriterLock
-from frozenfusion.utils.messages import first_line
+from frozenfusion.utils.messages import first_few, first_line
 from frozenfusion.utils.progress import Progress, log
 from frozenfusion.utils.tensors import weights_sha256
 
@@ -118,7 +118,11 @@ def train_run(
     """What `train` does, on inputs that several runs may share; `talk` prints a line per epoch."""
     with WriterLock(folder.checkpoint):
         state = _state(folder, config, inputs, head)
-        if state.epochs >= config.epochs and folder.is_finished(state.epochs):
+        finished = state.epochs >= config.epochs and folder.is_finished(state.epochs)
+        lost = folder.lost_files(inputs.model_config(head)) if finished else []
+        if lost:
+            log.info("%s: not there any more, restored from the checkpoint", first_few([str(path) for path in lost]))
+        elif finished:
             if talk:
                 done = "finished, %d epochs: nothing to do (a higher `epochs` resumes it)"
                 log.info(f"%s: {done}", folder.path, state.epochs)
@@ -147,7 +151,7 @@ def read_run(folder: RunFolder) -> TrainedRun:
     values = RunFolder(folder.path).summary  # as it is now
     names = {field.name for field in dataclasses.fields(TrainedRun)} - {"folder"}
     if not names <= values.keys():
-        raise UserError(f"{folder.summary_file}: not the summary of a run: train it again in another `run`")
+        raise UserError(f"{folder.summary_file}: not the summary of a run: remove it: {RESTORED}")
     return TrainedRun(folder=folder.path, **{name: values[name] for name in names})
 
 

@@ -139,7 +139,7 @@ class Trainer:
             first = self._dataset.ids[int(rows[int(torch.nonzero(~image)[0])])]
             raise UserError(
                 f"the cached image features of {first} are not finite: check the feature file with "
-                "python extract_features.py --verify, or make it anew with --rebuild --dtype float32"
+                "python extract_features.py --verify FILE, or make it anew with --rebuild --dtype float32"
             )
         raise self._not_finite(f"epoch {number}, step {step + 1} of {len(batches)}: the loss is {float(losses[step])}")
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import write_atomically
 
+MEND = "restore it, or remove it and run again what made it"
 CHECKSUM = "crc32"  # of all that a file holds, in its metadata
 
 
@@ -44,7 +45,7 @@ def check_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     about = dict(metadata)
     written = about.pop(CHECKSUM, None)
     if written is not None and written != _checksum(tensors, about):
-        raise UserError(f"{path}: damaged (its checksum does not match): restore it")
+        raise UserError(f"{path}: damaged (its checksum does not match): {MEND}")
 
 
 def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
@@ -66,7 +67,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no weights there: finish the training first, or check the path") from error
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: damaged, or not a safetensors file ({error}): restore it") from error
+        raise UserError(f"{path}: damaged, or not a safetensors file ({error}): {MEND}") from error
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from trained import make_run, make_world
 
+from frozenfusion.data.identity import file_stat
 from frozenfusion.data.pairs import load_pairs
 from frozenfusion.data.splits import Split
 from frozenfusion.evaluation import metrics
@@ -20,6 +21,7 @@ from frozenfusion.evaluation.config import EvaluateConfig
 from frozenfusion.evaluation.evaluator import Evaluation, evaluate
 from frozenfusion.model.classifier import PairClassifier
 from frozenfusion.store.reader import FeatureStore
+from frozenfusion.store.writer import StoreWriter
 from frozenfusion.text import cache as text_cache
 from frozenfusion.utils.errors import UsageError, UserError
 
@@ -260,6 +262,8 @@ def test_the_last_parameters_are_used_where_asked_for(tmp_path: Path):
 def test_a_head_that_attends_over_regions_shows_where_it_looks(tmp_path: Path):
     world = make_world(tmp_path / "world", 30, regions=4)
     Image.new("RGB", (40, 30), "teal").save(world / "data" / "x.jpg")
+    with StoreWriter.open(world / "features.h5", FeatureStore(world / "features.h5").fingerprint) as writer:
+        writer.set_stat(range(30), [file_stat(world / "data" / "x.jpg")] * 30)
     make_run(world, "cross-attention", "cross-attention")
     run_on(world, "cross-attention", out=tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text()

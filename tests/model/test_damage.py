@@ -129,7 +129,7 @@ def test_a_run_that_is_trained_on_has_new_checksums(run: tiny.Training):
 def test_a_changed_file_is_taken_as_it_is_once_its_checksums_are_gone(run: tiny.Training):
     path = run.run / "config.json"
     path.write_text(path.read_text().replace('"weight_decay"', '"weight_decay_"'))
-    with pytest.raises(UserError, match=r"if you changed it, remove .*checksums\.json"):
+    with pytest.raises(UserError, match=r"if you changed it yourself, remove .*checksums\.json"):
         ff.PairClassifier.from_pretrained(run.run)
     (run.run / "checksums.json").unlink()
     ff.PairClassifier.from_pretrained(run.run)

@@ -1,0 +1,130 @@
+"""Whether the rows of a feature file are of the image files that are there now: ids alone do not tell data sets apart.
+
+A file of the size and mtime that its row remembers is taken as the same; any other is compared by its digest, since a
+copied folder has new times. Passed over are files that are not there or cannot be read, since features outlive images,
+and usable rows without a digest.
+Shapes: k pairs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from frozenfusion.data.images import MAX_FILE_BYTES, file_digest
+from frozenfusion.data.pairs import Pair
+from frozenfusion.store.command import default_cache, extraction_command
+from frozenfusion.store.reader import FeatureStore, Rows
+from frozenfusion.store.status import OK
+from frozenfusion.utils.errors import UserError
+from frozenfusion.utils.files import TooLargeError, read_regular_file
+from frozenfusion.utils.messages import first_few
+from frozenfusion.utils.progress import Progress, log
+
+NO_FILE = (0, 0)
+# More changed images than FEW, and than this share of all that there are to compare, are hardly some that were edited.
+FEW, SMALL_SHARE = 3, 0.05
+
+Stat = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was found of image files; `changed` and `same` are places among those that were compared.
+
+    Attributes:
+        there: how many files could be compared.
+        changed: those of other bytes than the row's digest.
+        same: those that were read and have the same bytes.
+        stats: size and mtime of each file, NO_FILE where there is none.
+    """
+
+    there: int
+    changed: list[int]
+    same: list[int]
+    stats: list[Stat]
+
+    @property
+    def looks_foreign(self) -> bool:
+        """Whether so much has changed that the rows are rather another data set's."""
+        return len(self.changed) > max(FEW, SMALL_SHARE * self.there)
+
+
+def file_stat(path: str | os.PathLike[str]) -> Stat:
+    """Size in bytes and mtime in ns of a regular file, NO_FILE where there is none."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return NO_FILE
+    return (found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else NO_FILE
+
+
+def compare_files(store: FeatureStore, rows: Rows, paths: Sequence[Path], *, every: bool = False) -> Comparison:
+    """Compare image files with what their rows, (k,), remember of them; with `every`, whatever size and mtime say."""
+    remembered = store.stat[rows].tolist()
+    comparable = ((store.status[rows] != OK) | store.digest[rows].any(axis=1)).tolist()
+    stats = [file_stat(path) for path in paths]
+    there = [place for place, found in enumerate(stats) if found != NO_FILE and comparable[place]]
+    doubtful = [place for place in there if every or list(stats[place]) != remembered[place]]
+    changed, same, unreadable = [], [], 0
+    with Progress(len(doubtful), "img", "comparing") if doubtful else contextlib.nullcontext() as progress:
+        for place in doubtful:
+            digest = _digest(paths[place])
+            if digest is None:
+                unreadable += 1
+            elif digest == store.digest[rows[place]].tobytes():
+                same.append(place)
+            else:
+                changed.append(place)
+            if progress:
+                progress.update()
+    return Comparison(len(there) - unreadable, changed, same, stats)
+
+
+def require_same_images(store: FeatureStore, rows: Rows, pairs: Sequence[Pair], data: str | os.PathLike[str]) -> None:
+    """Raise UserError, with the command for `data`, where rows (k,) are of other images than those of the pairs.
+
+    Images that could not be used and are others now, or were not there, count as missing; how many is told.
+    """
+    found, usable = compare_files(store, rows, [pair.image for pair in pairs]), store.status[rows] == OK
+    others = [pairs[place].id for place in found.changed if usable[place]]
+    if others:
+        raise UserError(
+            f"{store.path}: {len(others):,} of the {len(pairs):,} pairs that are needed have other images than those "
+            f"that its rows were computed from ({first_few(others)}): {how_to_mend(found, store, data)}"
+        )
+    later = [pairs[place].id for place in found.changed if not usable[place]]
+    if later:
+        log.warning(
+            "%s images could not be used, and are there or were replaced since (%s): they count as missing until %s",
+            f"{len(later):,}",
+            first_few(later),
+            store.command(data),
+        )
+
+
+def how_to_mend(found: Comparison, store: FeatureStore, data: str | os.PathLike[str]) -> str:
+    """What to do about a feature file whose rows are of other images than `data` has: commands that help."""
+    own = default_cache(data, str(store.fingerprint.get("backbone", "")))
+    replaced = f"{store.command(data, '--update')} computes them again"
+    if not found.looks_foreign or own.absolute() == store.path.absolute():
+        return replaced
+    made = extraction_command(data, own, store.fingerprint, store.attributes.get("weights", ""))
+    return (
+        f"if the file is another data set's, {made} makes one for this data, to be given as `features`; "
+        f"if these images were replaced, {replaced}"
+    )
+
+
+def _digest(path: Path) -> bytes | None:
+    """The digest of a file, one that no file has where it is too large to be read, None where it cannot be read."""
+    try:
+        return file_digest(read_regular_file(path, MAX_FILE_BYTES))
+    except TooLargeError:
+        return b""
+    except (OSError, ValueError):
+        return None

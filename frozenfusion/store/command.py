@@ -1,0 +1,64 @@
+"""The command that makes or updates a feature file, as messages tell it, and the name that a file has by default."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+from frozenfusion.utils.messages import printable
+
+FOLDER = Path("cache")
+DRAFT = "jpeg draft"  # in what a fingerprint says of resampling
+
+# Options of stage one that a fingerprint tells: its part, and what needs no flag.
+_OPTIONS = {
+    "backbone": ("backbone", "efficientnet-b7"),
+    "pool": ("pooling", "avg"),
+    "image_size": ("image_size", 224),
+    "precision": ("precision", "float32"),
+    "dtype": ("dtype", "float32"),
+}
+
+
+def extraction_command(
+    data: str | os.PathLike[str],
+    cache: str | os.PathLike[str],
+    fingerprint: Mapping[str, object],
+    weights: object = "imagenet",
+    *flags: str,
+) -> str:
+    """The command by which stage one puts features of such a fingerprint, by such weights, into a feature file."""
+    words = [Path(data).as_posix(), "--cache", Path(cache).as_posix()]
+    for option, (part, default) in _OPTIONS.items():
+        if fingerprint.get(part, default) != default:
+            words += [f"--{option.replace('_', '-')}", printable(fingerprint[part])]
+    if weights not in ("", "imagenet"):
+        words += ["--weights", str(weights)]
+    if DRAFT in str(fingerprint.get("resampling")):
+        words.append("--jpeg-draft")
+    return f"python extract_features.py {shlex.join([*words, *flags])}"
+
+
+def default_cache(data: str | os.PathLike[str], backbone: str) -> Path:
+    """Where the features of a data folder or manifest lie by default: cache/NAME-b7.h5, of efficientnet-b7."""
+    short = backbone.removeprefix("efficientnet-")
+    safe = "".join(letter if letter.isalnum() else "_" for letter in short)  # a name that is_default_cache tells apart
+    return FOLDER / f"{_name(data)}-{safe}.h5"
+
+
+def is_default_cache(path: Path, data: str | os.PathLike[str]) -> bool:
+    """Whether a file is called as `default_cache` calls those of the data, whatever the backbone.
+
+    Nothing but NAME-BACKBONE.h5 is, where BACKBONE is one word: no list of bad images, no text features beside it, and
+    no file of a data set whose name only begins alike.
+    """
+    prefix = f"{_name(data)}-"
+    backbone = path.stem.removeprefix(prefix)
+    return path.suffix == ".h5" and path.stem.startswith(prefix) and backbone.replace("_", "").isalnum()
+
+
+def _name(data: str | os.PathLike[str]) -> str:
+    path = Path(os.path.abspath(data))  # which has a name, where "." and ".." have none
+    return (path.name if path.is_dir() else path.stem) or "data"
