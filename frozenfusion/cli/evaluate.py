@@ -20,7 +20,7 @@ class EvaluateOptions(CommonOptions, EvaluateConfig):
     """Evaluate one or several runs offline, in batches, and compare them."""
 
     groups: ClassVar[Groups] = {
-        "files": ("cache", "split", "out"),
+        "files": ("cache", "split", "out", "text_cache"),
         "models": ("checkpoint", "without"),
         "comparison": ("baseline", "bootstrap", "seed"),
         "speed": ("device", "precision", "batch_size"),

@@ -28,7 +28,7 @@ class TrainOptions(CommonOptions, TrainConfig):
     """Stage two: fine-tune the text encoder and a fusion head against the cached image features."""
 
     groups: ClassVar[Groups] = {
-        "files": ("cache", "run"),
+        "files": ("cache", "run", "text_cache"),
         "model": ("fusion", "alpha", "head_option", "text_encoder", "text_weights", "freeze_text", "max_length"),
         "training": (
             *("epochs", "batch_size", "lr", "weight_decay", "schedule"),

@@ -17,13 +17,14 @@ import numpy as np
 import numpy.typing as npt
 
 from frozenfusion.store.hdf5 import Scalar, create_file, require_own
-from frozenfusion.store.making import continues, copy_rows, make_store, new_path, rebuild_path
+from frozenfusion.store.making import continues, copy_rows, make_store, rebuild_path
 from frozenfusion.store.raw_file import Array, RowFile, open_regular
 from frozenfusion.store.reader import FeatureStore, Rows, encode_ids
 from frozenfusion.store.status import DIGEST_BYTES, OK, PENDING, STATUS_NAMES
 from frozenfusion.utils.errors import UserError
-from frozenfusion.utils.files import sync_folder, writing
+from frozenfusion.utils.files import sweep, sync_folder, temporary_beside, writing
 from frozenfusion.utils.locks import WriterLock
+from frozenfusion.utils.progress import log
 
 SECONDS_BETWEEN_COMMITS = 1.0
 
@@ -42,7 +43,8 @@ class StoreWriter:
         self.path, self._file_path, self._lock = path, file_path, lock
         self._uncommitted: list[tuple[Rows, Array]] = []
         self._next_commit = time.monotonic() + SECONDS_BETWEEN_COMMITS
-        self._attach()
+        self._opened: RowFile | None = None
+        self.store = FeatureStore(file_path)
 
     @classmethod
     def create(
@@ -61,6 +63,7 @@ class StoreWriter:
         with _locking(path) as (path, lock):
             if os.path.lexists(path):
                 raise UserError(f"{path}: is there already: resume it, or choose another name")
+            lock.require()
             make_store(path, encode_ids(ids), shape, dtype, fingerprint, attributes or {})
             return cls(path, path, lock)
 
@@ -106,6 +109,7 @@ class StoreWriter:
         with _locking(path) as (path, lock):
             if os.path.lexists(path):
                 require_own(path)
+            lock.require()
             beside, encoded = rebuild_path(path), encode_ids(ids)
             if not continues(beside, encoded, shape, dtype, fingerprint):
                 make_store(beside, encoded, shape, dtype, fingerprint, attributes or {})
@@ -151,9 +155,14 @@ class StoreWriter:
             self._file.sync()
 
     def set_stat(self, rows: npt.ArrayLike, stats: npt.ArrayLike) -> None:
-        """Replace the size and mtime of rows whose files were found to have the same content."""
-        with writing(self._file_path):
+        """Replace the size and mtime of rows whose files were found to have the same content.
+
+        Where nothing can be written they stay: the files are then only compared again the next time.
+        """
+        try:
             self._file.put("stat", np.asarray(rows, dtype=np.int64), np.asarray(stats))
+        except (OSError, UserError) as error:
+            log.debug("%s: sizes and times of files are not kept: %s", self._file_path, error)
 
     def commit(self) -> None:
         """Make all that was written count: its bytes reach the disk before any status does."""
@@ -186,15 +195,16 @@ class StoreWriter:
                 os.replace(self._file_path, self.path)
                 self._file_path = self.path
             finally:
-                self._attach()
+                self.store = FeatureStore(self._file_path)
             sync_folder(self.path.parent)
 
     def close(self) -> None:
         """Commit, let go of the file, of `store` and of the lock."""
         try:
             self.commit()
-            with writing(self._file_path):
-                self._file.sync()
+            if self._opened is not None:
+                with writing(self._file_path):
+                    self._opened.sync()
         finally:
             self._let_go()
             self._lock.release()
@@ -205,14 +215,20 @@ class StoreWriter:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _attach(self) -> None:
-        self.store = FeatureStore(self._file_path)
-        with writing(self._file_path):
-            self._file = RowFile(self._file_path, self.store.spans)
+    @property
+    def _file(self) -> RowFile:
+        """The file, opened for the first write: who finds nothing to do needs nothing that can be written."""
+        if self._opened is None:
+            self._lock.require()
+            with writing(self._file_path):
+                self._opened = RowFile(self._file_path, self.store.spans)
+        return self._opened
 
     def _let_go(self) -> None:
         """Close the file: Windows replaces no open one."""
-        self._file.close()
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
         self.store.close()
 
     def _pending(self, rows: npt.ArrayLike) -> Rows:
@@ -239,8 +255,9 @@ class StoreWriter:
         missing = sorted({ids[i] for i in np.flatnonzero(old.rows(ids) < 0).tolist()})
         if not missing:
             return
+        self._lock.require()
         merged = np.union1d(old.ids, encode_ids(missing))
-        beside = new_path(self.path)
+        beside = temporary_beside(self.path)
         create_file(beside, merged, old.shape, old.dtype, old.fingerprint, old.attributes)
         with writing(beside):
             try:
@@ -252,7 +269,7 @@ class StoreWriter:
                 try:
                     os.replace(beside, self.path)
                 finally:
-                    self._attach()
+                    self.store = FeatureStore(self.path)
                 sync_folder(self.path.parent)
             finally:
                 beside.unlink(missing_ok=True)
@@ -266,9 +283,8 @@ def _locking(path: str | os.PathLike[str]) -> Iterator[tuple[Path, WriterLock]]:
         path = path.resolve()  # the lock and a replacement belong beside the file itself
     lock = WriterLock(path)
     try:
-        with writing(path):
-            for leftover in (new_path(path), new_path(rebuild_path(path))):
-                leftover.unlink(missing_ok=True)
+        sweep(path)
+        sweep(rebuild_path(path))
         yield path, lock
     except BaseException:
         lock.release()

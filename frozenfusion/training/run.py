@@ -117,13 +117,15 @@ def train_run(
     inputs: TrainingInputs, head: str, config: TrainConfig, folder: RunFolder, *, talk: bool = True
 ) -> TrainedRun:
     """What `train` does, on inputs that several runs may share; `talk` prints a line per epoch."""
-    with WriterLock(folder.checkpoint):
+    with WriterLock(folder.checkpoint) as lock:
+        folder.sweep_up()
         state = _state(folder, config, inputs, head)
         if state.epochs >= config.epochs and folder.is_finished(state.epochs):
             if talk:
                 done = "finished, %d epochs: nothing to do (a higher `epochs` resumes it)"
                 log.info(f"%s: {done}", folder.path, state.epochs)
             return read_run(folder)
+        lock.require()
         try:
             return _run(folder, state, config, inputs, head, talk)
         except (RuntimeError, MemoryError) as error:
@@ -219,7 +221,6 @@ def _run(
         device=inputs.device,
         autocast=inputs.autocast,
     )
-    folder.sweep_up()
     if state.epochs:
         restore(folder, model, trainer.optimizer)
         if state.epochs < config.epochs:
