@@ -13,7 +13,8 @@ import tyro
 from tyro.conf import Positional
 
 from frozenfusion.cli.extract import DEFAULT_CACHE
-from frozenfusion.cli.parsing import COMMON, CommonOptions, Groups, run
+from frozenfusion.cli.groups import Groups
+from frozenfusion.cli.parsing import COMMON, RESUMED, CommonOptions, run
 from frozenfusion.fusion.options import parse_options
 from frozenfusion.training.config import ALL, TrainConfig, check_heads, check_seeds
 
@@ -57,6 +58,11 @@ class TrainOptions(CommonOptions, TrainConfig):
 
     seeds: tuple[int, ...] = ()
     """repeat training with each of these seeds, on the split that --seed makes"""
+
+    @property
+    def when_interrupted(self) -> str:
+        """What becomes of work that is interrupted."""
+        return RESUMED
 
     def __post_init__(self) -> None:
         if self.head_option:

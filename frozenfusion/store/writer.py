@@ -23,6 +23,7 @@ from frozenfusion.store.reader import FeatureStore, Rows, encode_ids
 from frozenfusion.store.status import DIGEST_BYTES, OK, PENDING, STATUS_NAMES
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import sweep, sync_folder, temporary_beside, writing
+from frozenfusion.utils.interrupts import held_back
 from frozenfusion.utils.locks import WriterLock
 from frozenfusion.utils.progress import log
 
@@ -173,7 +174,7 @@ class StoreWriter:
         statuses = np.concatenate([statuses for _, statuses in self._uncommitted])
         order = np.argsort(rows, kind="stable")
         try:
-            with writing(self._file_path):
+            with held_back(), writing(self._file_path):
                 self._file.sync()
                 self._file.put("status", rows[order], statuses[order])
         except UserError:

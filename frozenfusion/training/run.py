@@ -40,6 +40,7 @@ from frozenfusion.utils.checks import config_of
 from frozenfusion.utils.device import is_out_of_memory
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import read_json
+from frozenfusion.utils.interrupts import held_back
 from frozenfusion.utils.locks import WriterLock
 from frozenfusion.utils.messages import first_line
 from frozenfusion.utils.progress import Progress, log
@@ -240,9 +241,10 @@ def _epochs(folder: RunFolder, state: State, config: TrainConfig, trainer: Train
         for number in range(state.epochs + 1, config.epochs + 1):
             line = trainer.epoch(number, progress)
             state.history.append(line)
-            if number % config.save_every == 0:
-                save_weights(trainer.model, folder.numbered(number))
-            commit(folder, state, trainer.model, trainer.optimizer)
+            with held_back():
+                if number % config.save_every == 0:
+                    save_weights(trainer.model, folder.numbered(number))
+                commit(folder, state, trainer.model, trainer.optimizer)
             if talk:
                 log.info(epoch_line(line, config.epochs, best=state.best == number))
 

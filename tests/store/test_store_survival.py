@@ -249,9 +249,8 @@ def test_a_read_only_folder_is_read_and_a_writer_told_in_one_line() -> None:
         assert len(lines) == 4
         assert lines[0] == "2"
         assert all("permission denied" in line for line in lines[1:])
-        assert [line.split(": ")[0] for line in lines[1:]] == [
-            str(folder / name) for name in ("x.h5", "x.h5", "new.h5")
-        ]
+        told = [Path(line.split(": ")[0]).name for line in lines[1:]]
+        assert told == ["x.h5", "x.h5", "new.h5"]
         assert [entry.name for entry in folder.iterdir()] == ["x.h5"]
 
 
