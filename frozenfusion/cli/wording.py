@@ -74,7 +74,7 @@ _KINDS = (("{None}|", ""), ("FLOAT", "a number"), ("INT", "a whole number"), (",
 def usage_message(box: str) -> str:
     """What the parser says in its framed message is wrong, as one short line; as it says it if that is new."""
     lines = [line.strip("╭╮╰╯│─ \t") for line in box.splitlines()]
-    whole = " ".join(line for line in lines[1:] if line)
+    whole = " ".join(line for line in lines[1:] if line.strip("-"))
     message = re.split(r" (?:Argument helptext|For full helptext)", whole)[0].rstrip(".")
     for told, short in _USAGE:
         found = re.fullmatch(told, message, re.DOTALL)

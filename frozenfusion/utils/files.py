@@ -86,16 +86,16 @@ def temporary_beside(path: Path) -> Path:
 
 def sweep(path: Path) -> None:
     """Remove what killed processes left of writing `path`: files under our temporary names that nobody holds."""
-    _sweep(path.parent, re.escape(path.name))
+    _sweep(path.parent, re.escape(f".{path.name}.") + "[0-9a-f]{8}" + re.escape(f".tmp{path.suffix}"))
 
 
 def sweep_folder(folder: Path) -> None:
     """Remove what killed processes left of writing any file of a folder."""
-    _sweep(folder, ".+")
+    _sweep(folder, r"\..+?(\.[^.]+|)\.[0-9a-f]{8}\.tmp\1")
 
 
-def _sweep(folder: Path, name: str) -> None:
-    ours = re.compile(rf"\.{name}\.[0-9a-f]{{8}}\.tmp(\.[^.]*)?", re.DOTALL)
+def _sweep(folder: Path, names: str) -> None:
+    ours = re.compile(names, re.DOTALL)
     with contextlib.suppress(OSError):  # a folder that is not there, or where nothing can be removed
         for leftover in [Path(entry.path) for entry in os.scandir(folder) if ours.fullmatch(entry.name)]:
             with contextlib.suppress(OSError):
