@@ -81,7 +81,7 @@ def run(
     def say(message: str) -> str:
         return for_terminal(worded(message, kind, command))
 
-    with unfailing_streams() as output:
+    with unfailing_streams() as output, interruptible():
         _set_up_messages(say, debug="--debug" in arguments)
         status = _status(kind, main, arguments, command, say)
         output.flush()
@@ -102,10 +102,9 @@ def _status(
     """Do the work and print what came out, or why nothing did; the exit status."""
     kept = ""
     try:
-        with interruptible():
-            options = parse(kind, arguments, command)
-            kept = f": {options.when_interrupted}"
-            print(say(main(options)))
+        options = parse(kind, arguments, command)
+        kept = f": {options.when_interrupted}"
+        print(say(main(options)), flush=True)
     except UserError as error:
         if "--debug" in arguments:
             print(for_terminal(traceback.format_exc()), file=sys.stderr)
