@@ -50,7 +50,7 @@ class CommonOptions:
     @property
     def when_interrupted(self) -> str:
         """What becomes of work that is interrupted."""
-        return "nothing is kept, the same command begins anew"
+        return "the same command begins anew"
 
     @classmethod
     def passes_over(cls, option: str, flags: Sequence[str]) -> bool:

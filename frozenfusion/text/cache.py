@@ -118,7 +118,7 @@ def _naming_the_option() -> Iterator[None]:
     except UserError as error:
         if not isinstance(error.__cause__, OSError):
             raise
-        raise UserError(f"{error} (`text_cache` is the folder of text features)") from error
+        raise UserError(f"{error} (`text_cache` names another folder for text features)") from error
 
 
 def cache_path(cache: Path, fingerprint: dict[str, Scalar]) -> Path:

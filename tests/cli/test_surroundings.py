@@ -176,8 +176,8 @@ def test_a_second_signal_while_an_epoch_of_a_sweep_is_committed_keeps_it(world: 
 @pytest.mark.parametrize(
     ("kind", "arguments", "told"),
     [
-        (EvaluateOptions, ["run", "data"], "interrupted: nothing is kept, the same command begins anew\n"),
-        (ExtractOptions, ["cache.h5", "--verify"], "interrupted: nothing is kept, the same command begins anew\n"),
+        (EvaluateOptions, ["run", "data"], "interrupted: the same command begins anew\n"),
+        (ExtractOptions, ["cache.h5", "--verify"], "interrupted: the same command begins anew\n"),
         (ExtractOptions, ["data"], "interrupted: finished work is kept, the same command resumes it\n"),
     ],
 )
@@ -259,7 +259,7 @@ def test_who_has_nothing_to_write_needs_no_disk_that_can_be_written(
     assert "warning" in elsewhere
     assert "--text-cache" in elsewhere
     assert "warning" not in kept
-    assert "(--text-cache is the folder of text features)" in no_texts
+    assert "(--text-cache names another folder for text features)" in no_texts
     assert len(list((spare / "texts").glob("features.text-*.h5"))) >= 1
 
 
