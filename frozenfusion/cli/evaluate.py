@@ -10,9 +10,11 @@ from typing import ClassVar
 from tyro.conf import Positional
 
 from frozenfusion.cli.caches import cache_to_read
-from frozenfusion.cli.parsing import COMMON, CommonOptions, Groups, run
+from frozenfusion.cli.groups import Groups
+from frozenfusion.cli.parsing import COMMON, CommonOptions, run
 from frozenfusion.evaluation.config import EvaluateConfig
-from frozenfusion.utils.errors import UsageError
+from frozenfusion.utils.errors import UsageError, UserError
+from frozenfusion.utils.files import check_writable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +22,7 @@ class EvaluateOptions(CommonOptions, EvaluateConfig):
     """Evaluate one or several runs offline, in batches, and compare them."""
 
     groups: ClassVar[Groups] = {
-        "files": ("cache", "split", "out"),
+        "files": ("cache", "split", "out", "text_cache"),
         "models": ("checkpoint", "without"),
         "comparison": ("baseline", "bootstrap", "seed"),
         "speed": ("device", "precision", "batch_size"),
@@ -50,7 +52,7 @@ def main(arguments: Sequence[str] | None = None, command: str | None = None) -> 
 def _evaluate(options: EvaluateOptions) -> str:
     from frozenfusion.data.pairs import load_pairs
     from frozenfusion.evaluation.evaluator import evaluate  # imports torch
-    from frozenfusion.evaluation.runs import find_runs
+    from frozenfusion.evaluation.runs import common_folder, find_runs
     from frozenfusion.model.run_folder import RunFolder
     from frozenfusion.store.reader import FeatureStore
     from frozenfusion.utils.device import choose_device
@@ -61,9 +63,21 @@ def _evaluate(options: EvaluateOptions) -> str:
         raise UsageError(f"{data} is a run: give the run folders first, and the data last")
     choose_device(options.device)
     runs = [run.path for run in find_runs(paths, options.checkpoint)]  # before the data, which may be large
+    _check_out(options.out or (runs[0] if len(runs) == 1 else common_folder(runs)))
     store = FeatureStore(options.cache or cache_to_read(data))
     pairs = load_pairs(data)
     log.info(pairs.summary())
     evaluation = evaluate(runs, pairs, store, config=options)
-    look = evaluation.save(options.out)
+    try:
+        look = evaluation.save(options.out)
+    except UserError:
+        log.info("%s", evaluation.table())  # what came out is told even where it cannot be kept
+        raise
     return f"{evaluation.table()}\n\nresults in {options.out or evaluation.default_folder}: look at {look}"
+
+
+def _check_out(folder: Path) -> None:
+    try:
+        check_writable(folder)
+    except UserError as error:
+        raise UserError(f"{error} (`out` names another folder for the results)") from error

@@ -11,7 +11,8 @@ from typing import ClassVar
 from tyro.conf import Positional
 
 from frozenfusion.cli.caches import cache_to_make, cache_to_read
-from frozenfusion.cli.parsing import COMMON, CommonOptions, Groups, run
+from frozenfusion.cli.groups import Groups
+from frozenfusion.cli.parsing import COMMON, RESUMED, CommonOptions, run
 from frozenfusion.data.manifests import READERS
 from frozenfusion.extraction.config import ExtractConfig
 from frozenfusion.utils.errors import UsageError
@@ -41,6 +42,18 @@ class ExtractOptions(CommonOptions, ExtractConfig):
 
     verify: bool = False
     """check all that was stored against its checksums (with DATA: the image files too), then stop"""
+
+    @property
+    def when_interrupted(self) -> str:
+        """What becomes of work that is interrupted."""
+        return super().when_interrupted if self.info or self.verify else RESUMED
+
+    @classmethod
+    def passes_over(cls, option: str, flags: Sequence[str]) -> bool:
+        """With --info or --verify, what a configuration file says of extracting."""
+        return bool({"--info", "--verify"} & set(flags)) and option in {
+            each.name for each in dataclasses.fields(ExtractConfig)
+        }
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from frozenfusion import __version__
+from frozenfusion.utils.messages import printable
 
 COMMANDS = {
     "extract": "run the frozen image network once and store one feature row per image",
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if first == "--version":
         print(f"frozenfusion {__version__}")
         return 0
-    print(f"error: {first}: no such command: choose from {', '.join(COMMANDS)}", file=sys.stderr)
+    print(f"error: {printable(first)}: no such command: choose from {', '.join(COMMANDS)}", file=sys.stderr)
     return 2
 
 

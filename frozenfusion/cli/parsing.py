@@ -8,31 +8,28 @@ import io
 import json
 import logging
 import os
-import re
 import shutil
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, get_type_hints
 
 import tyro
 
-from frozenfusion.cli.wording import flag_of, worded
+from frozenfusion.cli.groups import Groups, grouped_options, ungrouped
+from frozenfusion.cli.streams import unfailing_streams
+from frozenfusion.cli.wording import flag_of, usage_message, worded
 from frozenfusion.utils.errors import UsageError, UserError
+from frozenfusion.utils.interrupts import Terminated, interruptible
 from frozenfusion.utils.memory import keep_freed_memory
-from frozenfusion.utils.messages import one_line
+from frozenfusion.utils.messages import for_terminal, one_line
 from frozenfusion.utils.plugins import import_plugin
 from frozenfusion.utils.progress import TqdmHandler, log
-from frozenfusion.utils.sources import field_docs
 
 NARROWEST = 40  # columns of a terminal
 INTERRUPTED, TERMINATED = 130, 143
-
-Groups = Mapping[str, Sequence[str]]
-"""Titles, each with the names of its options."""
+RESUMED = "finished work is kept, the same command resumes it"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,6 +47,16 @@ class CommonOptions:
     debug: bool = False
     """show the traceback of an expected failure"""
 
+    @property
+    def when_interrupted(self) -> str:
+        """What becomes of work that is interrupted."""
+        return "the same command begins anew"
+
+    @classmethod
+    def passes_over(cls, option: str, flags: Sequence[str]) -> bool:
+        """Whether an option of a configuration file is beside the point of what the flags ask for."""
+        return False
+
 
 COMMON = ("imports", "config", "debug")
 
@@ -64,66 +71,61 @@ def run(
 ) -> int:
     """Parse the command line into a `kind`, call `main` with it, print what it returns, and return the exit status.
 
-    0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 terminated. Expected failures are one line on stderr, and no
-    traceback unless --debug is given. `command` is how the user called the program, by default the script's name.
+    0 done, 1 failed, or done and standard output could not be written, 2 wrong usage, 130 interrupted, 143 terminated.
+    Expected failures are one line on stderr, and no traceback unless --debug is given. `command` is how the user
+    called the program, by default the script's name.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     command = command or Path(sys.argv[0]).name
 
     def say(message: str) -> str:
-        return worded(message, kind, command)
+        return for_terminal(worded(message, kind, command))
 
-    _set_up_output(say, debug="--debug" in arguments)
-    try:
-        with _terminable():
-            said = main(parse(kind, arguments, command))
-        print(say(said))
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read has gone: say no more
+    with unfailing_streams() as output, interruptible():
+        _set_up_messages(say, debug="--debug" in arguments)
+        status = _status(kind, main, arguments, command, say)
+        output.flush()
+        if output.error is None or status:
+            return status
+        if not isinstance(output.error, BrokenPipeError):  # else whoever read has had enough
+            print(f"error: the work is done, but standard output could not be written: {output.error}", file=sys.stderr)
         return UserError.exit_status
+
+
+def _status(
+    kind: type[Options],
+    main: Callable[[Options], str],
+    arguments: Sequence[str],
+    command: str,
+    say: Callable[[str], str],
+) -> int:
+    """Do the work and print what came out, or why nothing did; the exit status."""
+    kept = ""
+    try:
+        options = parse(kind, arguments, command)
+        kept = f": {options.when_interrupted}"
+        print(say(main(options)), flush=True)
     except UserError as error:
         if "--debug" in arguments:
-            traceback.print_exc()
+            print(for_terminal(traceback.format_exc()), file=sys.stderr)
         print(f"error: {say(' '.join(str(error).split()))}", file=sys.stderr)
         return error.exit_status
-    except _Terminated:
-        print("terminated: finished work is kept, the same command resumes it", file=sys.stderr)
+    except Terminated:
+        print(f"terminated{kept}", file=sys.stderr)
         return TERMINATED
     except KeyboardInterrupt:
-        print("interrupted: finished work is kept, the same command resumes it", file=sys.stderr)
+        print(f"interrupted{kept}", file=sys.stderr)
         return INTERRUPTED
+    except SystemExit as end:  # --help
+        if end.code:
+            raise
     return 0
 
 
-class _Terminated(KeyboardInterrupt):
-    """The end as a service or a scheduler asks for it: like Ctrl-C, with a status of its own."""
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM end the work as Ctrl-C does, where this is the thread that hears of it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def terminate(*_: object) -> None:
-        raise _Terminated
-
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
-
-
-def _set_up_output(say: Callable[[str], str], *, debug: bool) -> None:
+def _set_up_messages(say: Callable[[str], str], *, debug: bool) -> None:
     log.handlers = [TqdmHandler(say)]
     log.setLevel(logging.DEBUG if debug else logging.INFO)
     log.propagate = False
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a console that lacks a letter shows another
-            stream.reconfigure(errors="replace")
     keep_freed_memory()
 
 
@@ -131,50 +133,15 @@ def parse(kind: type[Options], arguments: Sequence[str], command: str = "frozenf
     """Parse flags over the values of --config, if given, over the defaults. Raises UsageError."""
     for name in _values_of("import", arguments):
         import_plugin(name)
-    grouped = _grouped(kind)
+    grouped = grouped_options(kind)
     path = _values_of("config", arguments)
-    default, head_options = _from_config(kind, grouped, Path(path[-1]), command) if path else (None, {})
-    values = _values(_tyro(grouped, arguments, command, default))
+    default, head_options = _from_config(kind, grouped, Path(path[-1]), arguments, command) if path else (None, {})
+    values = ungrouped(_tyro(grouped, arguments, command, default))
     if head_options:  # those of the file that no flag names
         given = {word.partition("=")[0] for word in values["head_option"]}
         kept = [f"{name}={value}" for name, value in head_options.items() if name not in given]
         values["head_option"] = (*kept, *values["head_option"])
     return kind(**values)
-
-
-def _grouped(kind: type[Options]) -> type[Any]:
-    """The options as tyro shows them best: a dataclass of one dataclass per group."""
-    hints, docs = get_type_hints(kind, include_extras=True), field_docs(kind)
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    missing = dataclasses.MISSING
-    (positional,) = [name for name, each in fields.items() if each.default is each.default_factory is missing]
-
-    def described(name: str) -> tuple[str, Any, Any]:
-        field = fields[name]
-        default = field.default
-        if field.default_factory is not missing:
-            default = dataclasses.field(default_factory=field.default_factory)
-        return name, Annotated[hints[name], tyro.conf.arg(help=docs[name])], default
-
-    parts: list[Any] = [described(positional)[:2]]
-    for title, names in kind.groups.items():
-        group = dataclasses.make_dataclass(title, [described(name) for name in names], kw_only=True)
-        parts.append((title, Annotated[group, tyro.conf.OmitArgPrefixes], dataclasses.field(default_factory=group)))
-    whole = dataclasses.make_dataclass(kind.__name__, parts)
-    whole.__doc__ = kind.__doc__
-    return whole
-
-
-def _values(grouped: Any) -> dict[str, Any]:
-    """The options out of their groups."""
-    values: dict[str, Any] = {}
-    for field in dataclasses.fields(grouped):
-        value = getattr(grouped, field.name)
-        if dataclasses.is_dataclass(value):
-            values |= vars(value)
-        else:
-            values[field.name] = value
-    return values
 
 
 def _tyro(grouped: type[Any], arguments: Sequence[str], command: str, default: Any = None) -> Any:
@@ -193,14 +160,7 @@ def _tyro(grouped: type[Any], arguments: Sequence[str], command: str, default: A
     except SystemExit as stop:
         if not stop.code:
             raise  # --help
-        raise UsageError(_message_in(said.getvalue())) from None
-
-
-def _message_in(box: str) -> str:
-    """The text inside tyro's framed message, without the title and the repeated help, as one line."""
-    lines = [line.strip("╭╮╰╯│─ \t") for line in box.splitlines()]
-    message = " ".join(line for line in lines[1:] if line)
-    return re.split(r" (?:Argument helptext|For full helptext)", message)[0].rstrip(".") + ": see --help"
+        raise UsageError(usage_message(said.getvalue())) from None
 
 
 def _values_of(flag: str, arguments: Sequence[str]) -> list[str]:
@@ -214,7 +174,9 @@ def _values_of(flag: str, arguments: Sequence[str]) -> list[str]:
     return values
 
 
-def _from_config(kind: type[Options], grouped: type[Any], path: Path, command: str) -> tuple[Any, dict[str, str]]:
+def _from_config(
+    kind: type[Options], grouped: type[Any], path: Path, arguments: Sequence[str], command: str
+) -> tuple[Any, dict[str, str]]:
     """The options that a configuration file gives, as flags would; what it leaves out keeps its default.
 
     Those of a fusion head come apart, by name, since each is laid over by a flag of its own.
@@ -231,6 +193,8 @@ def _from_config(kind: type[Options], grouped: type[Any], path: Path, command: s
             raise UsageError(f"{path}: {key} is given on the command line alone: take it out of the file")
         if name not in known:
             raise UsageError(f"{path}: unknown option {key!r}: the options are those that --help lists")
+        if kind.passes_over(name, arguments):
+            continue
         if name == positional:
             given = _words(value)
         elif name in ("head_option", "head_options"):
@@ -279,6 +243,11 @@ def _read_config(path: Path) -> dict[Any, Any]:
         raise UsageError(f"{path}: not valid YAML ({one_line(error)})") from error
     if isinstance(values, dict) and isinstance(values.get("options"), dict):
         values = values["options"]  # a run's config.json
+    elif isinstance(values, dict) and {"format", "model"} <= values.keys():
+        raise UsageError(
+            f"{path}: of a model that was saved by itself, which does not tell how it was trained: give the config.json"
+            " of a training's run folder, or options of your own"
+        )
     if not isinstance(values, dict):
         raise UsageError(f"{path}: a configuration file holds lines of `option: value`")
     return values

@@ -9,7 +9,8 @@ from typing import ClassVar
 
 from tyro.conf import Positional
 
-from frozenfusion.cli.parsing import COMMON, CommonOptions, Groups, run
+from frozenfusion.cli.groups import Groups
+from frozenfusion.cli.parsing import COMMON, CommonOptions, run
 from frozenfusion.data.sample.size import FEWEST_PAIRS, PAIRS
 from frozenfusion.utils.checks import whole
 

@@ -13,7 +13,8 @@ import tyro
 from tyro.conf import Positional
 
 from frozenfusion.cli.caches import cache_to_read
-from frozenfusion.cli.parsing import COMMON, CommonOptions, Groups, run
+from frozenfusion.cli.groups import Groups
+from frozenfusion.cli.parsing import COMMON, RESUMED, CommonOptions, run
 from frozenfusion.fusion.options import parse_options
 from frozenfusion.training.config import ALL, TrainConfig, check_heads, check_seeds
 
@@ -28,7 +29,7 @@ class TrainOptions(CommonOptions, TrainConfig):
     """Stage two: fine-tune the text encoder and a fusion head against the cached image features."""
 
     groups: ClassVar[Groups] = {
-        "files": ("cache", "run"),
+        "files": ("cache", "run", "text_cache"),
         "model": ("fusion", "alpha", "head_option", "text_encoder", "text_weights", "freeze_text", "max_length"),
         "training": (
             *("epochs", "batch_size", "lr", "weight_decay", "schedule"),
@@ -57,6 +58,11 @@ class TrainOptions(CommonOptions, TrainConfig):
 
     seeds: tuple[int, ...] = ()
     """repeat training with each of these seeds, on the split that --seed makes"""
+
+    @property
+    def when_interrupted(self) -> str:
+        """What becomes of work that is interrupted."""
+        return RESUMED
 
     def __post_init__(self) -> None:
         if self.head_option:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 import re
 
+from frozenfusion.utils.messages import LONGEST_LINE
+
 COMMANDS = {"extract_features.py": "extract", "train_head.py": "train", "evaluate.py": "evaluate"}
 
 # What the library calls otherwise.
@@ -45,3 +47,45 @@ def worded(message: str, options: type, command: str) -> str:
             message = message.replace(f"python {script}", f"frozenfusion {name}")
             message = message.replace(script, f"frozenfusion {name}")
     return message
+
+
+# What the parser of flags says, and how it is said here; the first that fits.
+_FLAG = r"Error parsing (?P<flag>--[\w-]+): "
+_USAGE = (
+    (r"Missing from .*?: \S+ (?P<what>.*?)[ .]*(?:\(required\))?", "DATA is missing: {what}"),
+    (r"Missing value for argument '(?P<flag>\S+)'.*", "{flag} needs a value"),
+    (
+        r"Unrecognized options: (?P<word>[^,\s]+).*?Perhaps you meant: (?P<flag>--[\w-]+).*",
+        "{word}: no such option, perhaps {flag}",
+    ),
+    (r"Unrecognized options: (?P<word>[^,\s]+).*", "{word}: no such option, or a word too many"),
+    (
+        r"invalid choice (?P<value>.*?) for argument '(?P<flag>\S+)'.*?\((?P<kind>.*)\)",
+        "{flag} must be one of {kind}, not {value}",
+    ),
+    (rf"{_FLAG}invalid literal for int.*?: (?P<value>.*)", "{flag} must be a whole number, not {value}"),
+    (rf"{_FLAG}could not convert string to float: (?P<value>.*)", "{flag} must be a number, not {value}"),
+    (rf"{_FLAG}no type matching (?P<kind>\S+) .*?\[(?P<value>.*?)\].*", "{flag} must be {kind}, not {value}"),
+    (rf"{_FLAG}Could not find valid parse for arguments: \[(?P<value>.*)\]", "{flag} cannot be {value}"),
+)
+_KINDS = (("{None}|", ""), ("FLOAT", "a number"), ("INT", "a whole number"), (", 'None'", ""), ("|", " or "))
+
+
+def usage_message(box: str) -> str:
+    """What the parser says in its framed message is wrong, as one short line; as it says it if that is new."""
+    lines = [line.strip("╭╮╰╯│─ \t") for line in box.splitlines()]
+    whole = " ".join(line for line in lines[1:] if line.strip("-"))
+    message = re.split(r" (?:Argument helptext|For full helptext)", whole)[0].rstrip(".")
+    for told, short in _USAGE:
+        found = re.fullmatch(told, message, re.DOTALL)
+        if found:
+            parts = found.groupdict()
+            message = short.format(**{**parts, "kind": _kind(parts.get("kind", ""))})
+            break
+    return f"{message[:LONGEST_LINE]}: see --help"
+
+
+def _kind(told: str) -> str:
+    for theirs, ours in _KINDS:
+        told = told.replace(theirs, ours)
+    return re.sub(r"[{}']", "", told)

@@ -30,6 +30,9 @@ class EvaluateConfig:
     seed: int = 0
     """seed of the resampling"""
 
+    text_cache: str | None = None
+    """folder for the outputs of frozen text encoders; by default that of the feature file"""
+
     batch_size: int = 64
     """pairs per forward pass"""
 
@@ -40,7 +43,7 @@ class EvaluateConfig:
     """auto, cpu, cuda, cuda:1, …"""
 
     def __post_init__(self) -> None:
-        tidy(self)
+        tidy(self, *(["text_cache"] if self.text_cache is not None else []))
         for name in ("split", "checkpoint", "precision"):
             one_of(self, name)
         if self.without is not None:

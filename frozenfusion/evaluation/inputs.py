@@ -19,6 +19,7 @@ from frozenfusion.store.command import extraction_command
 from frozenfusion.store.reader import FeatureStore
 from frozenfusion.store.status import OK
 from frozenfusion.utils.errors import UserError
+from frozenfusion.utils.messages import printable
 
 
 class EvaluationInputs:
@@ -51,7 +52,9 @@ class EvaluationInputs:
 
     def _check(self, run: Run) -> None:
         if run.model.label_names != self.label_names:
-            told = " and ".join(f"{', '.join(each.model.label_names)} ({each.path})" for each in (self.runs[0], run))
+            told = " and ".join(
+                f"{', '.join(map(printable, each.model.label_names))} ({each.path})" for each in (self.runs[0], run)
+            )
             raise UserError(f"the runs have different classes, {told}: evaluate them one by one")
         if run.model.reads_image:
             changes = self.store.differences(run.model.image_fingerprint)

@@ -23,8 +23,9 @@ from frozenfusion.model.inference import Arithmetic, Predicted, all_questions, e
 from frozenfusion.model.run_folder import RunFolder
 from frozenfusion.model.saving import check_whole, load_weights
 from frozenfusion.store.reader import Rows
-from frozenfusion.text.cache import cached_texts
+from frozenfusion.text.cache import cached_texts, text_cache
 from frozenfusion.text.tokens import TokenizedTexts, load_tokenizer, tokenize
+from frozenfusion.utils.device import is_out_of_memory
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.progress import Progress, log
 from frozenfusion.utils.tensors import read_metadata
@@ -51,7 +52,9 @@ class Predictor:
                 questions = all_questions(model, withheld)
                 try:
                     predicted = predict(model, dataset, self._arithmetic, questions=questions, progress=progress)
-                except torch.OutOfMemoryError as error:
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
                     raise UserError(
                         f"{self._arithmetic.device} has too little memory for "
                         f"`batch_size={self._arithmetic.batch_size}`: choose a smaller one"
@@ -105,7 +108,7 @@ class Predictor:
                     self._encoders[encoder],
                     cast(TokenizedTexts, plain.texts),
                     plain.ids,
-                    self._inputs.store.path,
+                    text_cache(self._inputs.store.path, self._inputs.config.text_cache),
                     tokens=model.head.needs_tokens,
                     device=self._arithmetic.device,
                     autocast=self._arithmetic.autocast,

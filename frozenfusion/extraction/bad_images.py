@@ -11,9 +11,9 @@ import numpy as np
 
 from frozenfusion.store.reader import FeatureStore
 from frozenfusion.store.status import OK, PENDING, STATUS_NAMES
-from frozenfusion.utils.files import read_regular_file, write_atomically
+from frozenfusion.utils.files import keep_current, read_regular_file, sweep
 from frozenfusion.utils.progress import log
-from frozenfusion.utils.tables import to_csv
+from frozenfusion.utils.tables import from_csv_cell, to_csv
 
 MAX_LIST_BYTES = 2**30
 COLUMNS = ("id", "file", "status", "reason")
@@ -28,7 +28,8 @@ def read_list(cache: Path) -> dict[str, str]:
     """The reasons that earlier runs gave, by id; nothing where there is no list or it is not one of ours."""
     try:
         text = read_regular_file(list_path(cache), MAX_LIST_BYTES).decode()
-        return {row["id"]: row["reason"] for row in csv.DictReader(io.StringIO(text, newline="")) if row.get("reason")}
+        lines = csv.DictReader(io.StringIO(text, newline=""))
+        return {from_csv_cell(row["id"]): from_csv_cell(row["reason"]) for row in lines if row.get("reason")}
     except (OSError, UnicodeDecodeError, csv.Error, KeyError):
         return {}
 
@@ -49,6 +50,7 @@ def write_list(cache: Path, store: FeatureStore, files: Mapping[str, str], reaso
     `files` and `reasons` are by id. Returns the list's path, or None. Raises UserError where the disk refuses.
     """
     path = list_path(cache)
+    sweep(path)
     if not _is_own(path):
         log.warning(
             "%s: not a list of ours, so it is left as it is: the images that cannot be used are not listed", path
@@ -61,5 +63,5 @@ def write_list(cache: Path, store: FeatureStore, files: Mapping[str, str], reaso
     lines: list[tuple[str, ...]] = [COLUMNS]
     for row, name in zip(bad, store.names(bad), strict=True):
         lines.append((name, files.get(name, ""), STATUS_NAMES[int(store.status[row])], reasons.get(name, "")))
-    write_atomically(path, to_csv(lines))
+    keep_current(path, to_csv(lines))
     return path

@@ -38,8 +38,8 @@ def check_files(folder: Path) -> int:
             raise UserError(f"{folder / name}: not there: the run folder is not whole: copy all of it")
         if _crc32(there[name]) != crc32:
             raise UserError(
-                f"{there[name]}: not as it was written: restore it, or remove it, and the same training command writes it "
-                f"again; if you changed it yourself, remove {path}"
+                f"{there[name]}: not as it was written: restore it, or remove it, and the same training command writes "
+                f"it again; if you changed it yourself, remove {path}"
             )
     return len(written)
 

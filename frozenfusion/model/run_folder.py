@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from frozenfusion.utils.files import (
     file_error,
     read_json,
     read_regular_file,
+    sweep_folder,
     writing,
 )
 
@@ -231,10 +231,9 @@ class RunFolder:
             return sorted(entry.name for entry in os.scandir(self.path) if not _is_own(entry.name))
 
     def sweep_up(self) -> None:
-        """Remove what an interrupted write left half done."""
-        for leftover in self.path.glob(".*.tmp*"):
-            with contextlib.suppress(OSError):
-                leftover.unlink()
+        """Remove what killed processes left half written."""
+        for folder in (self.path, self.text_encoder, self.tokenizer):
+            sweep_folder(folder)
 
 
 def _has_vocabulary(tokenizer: Path) -> bool:

@@ -15,7 +15,7 @@ from frozenfusion.store.raw_file import Array, RowFile
 from frozenfusion.store.reader import FeatureStore
 from frozenfusion.store.status import PENDING
 from frozenfusion.utils.errors import UserError
-from frozenfusion.utils.files import sync_folder, writing
+from frozenfusion.utils.files import sync_folder, temporary_beside, writing
 
 
 def copy_rows(old: FeatureStore, new: FeatureStore, file: RowFile) -> None:
@@ -43,7 +43,7 @@ def make_store(
     kind = np.dtype(dtype).newbyteorder("<")
     if kind not in (np.dtype("<f4"), np.dtype("<f2")) or len(shape) not in (1, 2):
         raise ValueError(f"rows are (d,) or (r, d) float32 or float16, not {shape} {kind}")
-    beside = new_path(path)
+    beside = temporary_beside(path)
     create_file(beside, ids, shape, kind, fingerprint, attributes)
     with writing(path):
         os.replace(beside, path)
@@ -60,11 +60,6 @@ def continues(
     except UserError:
         return False
     return store.shape == tuple(shape) and store.dtype == np.dtype(dtype) and np.array_equal(store.ids, ids)
-
-
-def new_path(path: Path) -> Path:
-    """Where a file lies until it takes the place of `path`."""
-    return path.with_name(path.name + ".new")
 
 
 def rebuild_path(path: Path) -> Path:

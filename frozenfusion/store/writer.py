@@ -18,13 +18,15 @@ import numpy.typing as npt
 
 from frozenfusion.store.entries import entry_checks
 from frozenfusion.store.hdf5 import Scalar, create_file, require_own
-from frozenfusion.store.making import continues, copy_rows, make_store, new_path, rebuild_path
+from frozenfusion.store.making import continues, copy_rows, make_store, rebuild_path
 from frozenfusion.store.raw_file import Array, RowFile, open_regular
 from frozenfusion.store.reader import FeatureStore, Rows, encode_ids
 from frozenfusion.store.status import DIGEST_BYTES, OK, PENDING, STATUS_NAMES
 from frozenfusion.utils.errors import UserError
-from frozenfusion.utils.files import sync_folder, writing
+from frozenfusion.utils.files import sweep, sync_folder, temporary_beside, writing
+from frozenfusion.utils.interrupts import held_back
 from frozenfusion.utils.locks import WriterLock
+from frozenfusion.utils.progress import log
 
 SECONDS_BETWEEN_COMMITS = 1.0
 
@@ -43,7 +45,8 @@ class StoreWriter:
         self.path, self._file_path, self._lock = path, file_path, lock
         self._uncommitted: list[tuple[Rows, Array]] = []
         self._next_commit = time.monotonic() + SECONDS_BETWEEN_COMMITS
-        self._attach()
+        self._opened: RowFile | None = None
+        self.store = FeatureStore(file_path)
 
     @classmethod
     def create(
@@ -62,6 +65,7 @@ class StoreWriter:
         with _locking(path) as (path, lock):
             if os.path.lexists(path):
                 raise UserError(f"{path}: is there already: resume it, or choose another name")
+            lock.require()
             make_store(path, encode_ids(ids), shape, dtype, fingerprint, attributes or {})
             return cls(path, path, lock)
 
@@ -108,6 +112,7 @@ class StoreWriter:
         with _locking(path) as (path, lock):
             if os.path.lexists(path):
                 require_own(path)
+            lock.require()
             beside, encoded = rebuild_path(path), encode_ids(ids)
             if not continues(beside, encoded, shape, dtype, fingerprint):
                 make_store(beside, encoded, shape, dtype, fingerprint, attributes or {})
@@ -150,10 +155,17 @@ class StoreWriter:
             self._file.sync()
 
     def set_stat(self, rows: npt.ArrayLike, stats: npt.ArrayLike) -> None:
-        """Replace the size and mtime of rows whose files were found to have the same content; they pend meanwhile."""
+        """Replace the size and mtime of rows whose files were found to have the same content; they pend meanwhile.
+
+        Where nothing can be written they stay: the files are then only compared again the next time.
+        """
         rows = np.asarray(rows, dtype=np.int64)
         statuses, crc32, digests = (of[rows] for of in (self.store.status, self.store.crc32, self.store.digest))
-        self.reset(rows)
+        try:
+            self.reset(rows)
+        except UserError as error:
+            log.debug("%s: sizes and times of files are not kept: %s", self._file_path, error)
+            return
         self._settle(rows, statuses, crc32, digests, stats)
         self.commit()
 
@@ -166,7 +178,7 @@ class StoreWriter:
         statuses = np.concatenate([statuses for _, statuses in self._uncommitted])
         order = np.argsort(rows, kind="stable")
         try:
-            with writing(self._file_path):
+            with held_back(), writing(self._file_path):
                 self._file.sync()
                 self._file.put("status", rows[order], statuses[order])
         except UserError:
@@ -188,15 +200,16 @@ class StoreWriter:
                 os.replace(self._file_path, self.path)
                 self._file_path = self.path
             finally:
-                self._attach()
+                self.store = FeatureStore(self._file_path)
             sync_folder(self.path.parent)
 
     def close(self) -> None:
         """Commit, let go of the file, of `store` and of the lock."""
         try:
             self.commit()
-            with writing(self._file_path):
-                self._file.sync()
+            if self._opened is not None:
+                with writing(self._file_path):
+                    self._opened.sync()
         finally:
             self._let_go()
             self._lock.release()
@@ -207,14 +220,20 @@ class StoreWriter:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _attach(self) -> None:
-        self.store = FeatureStore(self._file_path)
-        with writing(self._file_path):
-            self._file = RowFile(self._file_path, self.store.spans)
+    @property
+    def _file(self) -> RowFile:
+        """The file, opened for the first write: who finds nothing to do needs nothing that can be written."""
+        if self._opened is None:
+            self._lock.require()
+            with writing(self._file_path):
+                self._opened = RowFile(self._file_path, self.store.spans)
+        return self._opened
 
     def _let_go(self) -> None:
         """Close the file: Windows replaces no open one."""
-        self._file.close()
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
         self.store.close()
 
     def _pending(self, rows: npt.ArrayLike) -> Rows:
@@ -252,8 +271,9 @@ class StoreWriter:
         missing = sorted({ids[i] for i in np.flatnonzero(old.rows(ids) < 0).tolist()})
         if not missing:
             return
+        self._lock.require()
         merged = np.union1d(old.ids, encode_ids(missing))
-        beside = new_path(self.path)
+        beside = temporary_beside(self.path)
         create_file(beside, merged, old.shape, old.dtype, old.fingerprint, old.attributes)
         with writing(beside):
             try:
@@ -265,7 +285,7 @@ class StoreWriter:
                 try:
                     os.replace(beside, self.path)
                 finally:
-                    self._attach()
+                    self.store = FeatureStore(self.path)
                 sync_folder(self.path.parent)
             finally:
                 beside.unlink(missing_ok=True)
@@ -279,9 +299,8 @@ def _locking(path: str | os.PathLike[str]) -> Iterator[tuple[Path, WriterLock]]:
         path = path.resolve()  # the lock and a replacement belong beside the file itself
     lock = WriterLock(path)
     try:
-        with writing(path):
-            for leftover in (new_path(path), new_path(rebuild_path(path))):
-                leftover.unlink(missing_ok=True)
+        sweep(path)
+        sweep(rebuild_path(path))
         yield path, lock
     except BaseException:
         lock.release()

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,8 @@ from frozenfusion.text.batching import batches_in_order_of_length
 from frozenfusion.text.encoder import TextFeatures, encode
 from frozenfusion.text.tokens import TokenizedTexts
 from frozenfusion.utils.device import computing_in
+from frozenfusion.utils.errors import UserError
+from frozenfusion.utils.locks import sweep_lock
 from frozenfusion.utils.progress import Progress, log
 from frozenfusion.utils.tensors import weights_sha256
 
@@ -85,11 +87,14 @@ def cached_texts(
         shapes["tokens"] = ((longest, width), "float16")
     paths, digests = {}, _digests(texts)
     with ExitStack() as writers:
+        writers.enter_context(_naming_the_option())
         lacking = {}
         for output, (shape, dtype) in shapes.items():
             own = {**fingerprint, "output": output, "shape": "x".join(map(str, shape)), "dtype": dtype}
             paths[output] = cache_path(cache, own)
-            if not _is_complete(paths[output], ids, digests):
+            if _is_complete(paths[output], ids, digests):
+                sweep_lock(paths[output])
+            else:
                 lacking[output] = writers.enter_context(_writer(paths[output], ids, shape, dtype, own))
         if lacking:
             _fill(lacking, encoder, texts, ids, digests, device, autocast)
@@ -98,6 +103,22 @@ def cached_texts(
         store = FeatureStore(path)
         rows[output] = FeatureRows(store, store.rows(ids), device)
     return CachedTexts(rows["pooled"], rows.get("tokens"), texts.lengths)
+
+
+def text_cache(cache: Path, folder: str | None) -> Path:
+    """What text features are named after: the feature file of the images, or one of its name in a folder of theirs."""
+    return cache if folder is None else Path(folder) / cache.name
+
+
+@contextmanager
+def _naming_the_option() -> Iterator[None]:
+    """Add to an error of the disk what chooses another place for text features."""
+    try:
+        yield
+    except UserError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        raise UserError(f"{error} (`text_cache` names another folder for text features)") from error
 
 
 def cache_path(cache: Path, fingerprint: dict[str, Scalar]) -> Path:

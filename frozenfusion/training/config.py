@@ -26,6 +26,9 @@ class TrainConfig:
     freeze_text: bool = False
     """keep the text encoder fixed and cache its outputs too: heads then train in seconds"""
 
+    text_cache: str | None = None
+    """folder for the outputs of frozen text encoders; by default that of the feature file"""
+
     max_length: int = 128
     """tokens that a text is cut to"""
 
@@ -81,7 +84,7 @@ class TrainConfig:
     """auto resumes what is there, always fails if there is nothing, never refuses to overwrite"""
 
     def __post_init__(self) -> None:
-        tidy(self, "text_encoder")
+        tidy(self, "text_encoder", *(["text_cache"] if self.text_cache is not None else []))
         if not isinstance(self.head_options, Mapping):
             raise UsageError(f"`head_options` is a mapping, as in {{'layers': 4}}, not {self.head_options!r}")
         plain = {name: value.item() if hasattr(value, "item") else value for name, value in self.head_options.items()}
@@ -100,6 +103,8 @@ class TrainConfig:
             at_least("alpha", self.alpha, 0)
             at_most("alpha", self.alpha, 1)
         check_seed("seed", self.seed)
+        if self.text_cache is not None and not self.freeze_text:
+            raise UsageError("`text_cache` means nothing without `freeze_text=True`: give both, or leave it out")
         if "alpha" in self.head_options:
             raise UsageError("alpha has a place of its own beside `head_options`: give `alpha`")
 

@@ -23,7 +23,7 @@ from frozenfusion.model.dataset import PairDataset, stored_images
 from frozenfusion.model.run_folder import RunFolder
 from frozenfusion.store.reader import FeatureStore, Rows
 from frozenfusion.store.status import OK
-from frozenfusion.text.cache import CachedTexts, cached_texts
+from frozenfusion.text.cache import CachedTexts, cached_texts, text_cache
 from frozenfusion.text.encoder import load_text_encoder
 from frozenfusion.text.tokens import TokenizedTexts, load_tokenizer, tokenize
 from frozenfusion.training.config import ALL, TrainConfig, check_heads
@@ -188,7 +188,7 @@ class TrainingInputs:
             self._frozen_encoder,
             self._texts,
             self.ids,
-            self.store.path,
+            text_cache(self.store.path, self._config.text_cache),
             tokens=any(head_class(head).needs_tokens for head in self.heads),
             device=self.device,
             autocast=self.autocast,
@@ -219,7 +219,7 @@ def effective(config: TrainConfig, head: type[FusionHead]) -> TrainConfig:
 def meaningless(head: type[FusionHead]) -> set[str]:
     """The options that mean nothing to a head."""
     names = set() if "alpha" in head_options(head) else {"alpha"}
-    names |= set() if "text" in head.uses else {"freeze_text"}
+    names |= set() if "text" in head.uses else {"freeze_text", "text_cache"}
     return names | (set() if "image" in head.uses else {"image_dropout"})
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from frozenfusion.model.classifier import PairClassifier
 from frozenfusion.model.network import count_parameters
 from frozenfusion.training.inputs import TrainingInputs
+from frozenfusion.utils.messages import printable
 from frozenfusion.utils.progress import duration, log
 
 
@@ -15,7 +16,7 @@ def introduce(inputs: TrainingInputs, model: PairClassifier) -> None:
     """Say what is trained, on what, and what cannot be learned."""
     log.info("%s", inputs.summary())
     for name in inputs.classes_without_pairs:
-        log.warning("no training pair is %s: the model cannot learn what that is", name)
+        log.warning("no training pair is %s: the model cannot learn what that is", printable(name))
     log.info(
         "%s: %s parameters are trained, on %s in %s",
         model.config.fusion,

@@ -39,6 +39,7 @@ from frozenfusion.training.trainer import Trainer
 from frozenfusion.utils.checks import config_of
 from frozenfusion.utils.device import is_out_of_memory
 from frozenfusion.utils.errors import UserError
+from frozenfusion.utils.interrupts import held_back
 from frozenfusion.utils.locks import WriterLock
 from frozenfusion.utils.messages import first_few, first_line
 from frozenfusion.utils.progress import Progress, log
@@ -116,7 +117,8 @@ def train_run(
     inputs: TrainingInputs, head: str, config: TrainConfig, folder: RunFolder, *, talk: bool = True
 ) -> TrainedRun:
     """What `train` does, on inputs that several runs may share; `talk` prints a line per epoch."""
-    with WriterLock(folder.checkpoint):
+    with WriterLock(folder.checkpoint) as lock:
+        folder.sweep_up()
         state = _state(folder, config, inputs, head)
         finished = state.epochs >= config.epochs and folder.is_finished(state.epochs)
         lost = folder.lost_files(inputs.model_config(head)) if finished else []
@@ -127,6 +129,7 @@ def train_run(
                 done = "finished, %d epochs: nothing to do (a higher `epochs` resumes it)"
                 log.info(f"%s: {done}", folder.path, state.epochs)
             return read_run(folder)
+        lock.require()
         try:
             return _run(folder, state, config, inputs, head, talk)
         except (RuntimeError, MemoryError) as error:
@@ -222,7 +225,6 @@ def _run(
         device=inputs.device,
         autocast=inputs.autocast,
     )
-    folder.sweep_up()
     if state.epochs:
         restore(folder, model, trainer.optimizer)
         if state.epochs < config.epochs:
@@ -242,9 +244,10 @@ def _epochs(folder: RunFolder, state: State, config: TrainConfig, trainer: Train
         for number in range(state.epochs + 1, config.epochs + 1):
             line = trainer.epoch(number, progress)
             state.history.append(line)
-            if number % config.save_every == 0:
-                save_weights(trainer.model, folder.numbered(number))
-            commit(folder, state, trainer.model, trainer.optimizer)
+            with held_back():
+                if number % config.save_every == 0:
+                    save_weights(trainer.model, folder.numbered(number))
+                commit(folder, state, trainer.model, trainer.optimizer)
             if talk:
                 log.info(epoch_line(line, config.epochs, best=state.best == number))
 

@@ -19,7 +19,7 @@ from frozenfusion.training.messages import seconds
 from frozenfusion.training.run import TrainedRun, train_run
 from frozenfusion.utils.checks import config_of
 from frozenfusion.utils.errors import UserError
-from frozenfusion.utils.files import write_atomically
+from frozenfusion.utils.files import keep_current, write_atomically
 from frozenfusion.utils.messages import one_line
 from frozenfusion.utils.progress import log
 from frozenfusion.utils.tables import as_text, to_csv
@@ -74,6 +74,7 @@ def train_jobs(inputs: TrainingInputs, jobs: Sequence[_Job], folder: Path, *, re
     _check_resume(folder, jobs, resume)
     runs, failures = [], []
     for number, job in enumerate(jobs, 1):
+        done = job.folder.is_finished(job.config.epochs)
         try:
             job.folder.check_free()
             run = train_run(inputs, job.head, job.config, job.folder, talk=False)
@@ -81,8 +82,11 @@ def train_jobs(inputs: TrainingInputs, jobs: Sequence[_Job], folder: Path, *, re
             failures.append(_failed(job, error))
             continue
         runs.append(run)
-        write_atomically(folder / "sweep.csv", _as_csv(runs))
+        if not done:
+            write_atomically(folder / "sweep.csv", _as_csv(runs))
         log.info("%d/%d  %s", number, len(jobs), _line(run))
+    if runs:
+        keep_current(folder / "sweep.csv", _as_csv(runs))
     if failures:
         raise UserError(
             f"{len(failures)} of {len(jobs)} runs failed, the first {failures[0]}; the others are in "

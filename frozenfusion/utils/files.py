@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -9,12 +10,18 @@ import re
 import secrets
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from frozenfusion.utils.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where nobody can remove a file that another has open
+    fcntl = None  # type: ignore[assignment]
 
 MAX_JSON_BYTES = 256 * 2**20
 
@@ -52,20 +59,76 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path` that takes its place when the block ends without an error.
 
-    Readers see the old file or the new one, never a part. Raises UserError where the disk says no.
+    Readers see the old file or the new one, never a part. What a killed process left of the same file is swept away.
+    Raises UserError where the disk says no.
     """
     path = Path(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp{path.suffix}")
+        sweep(path)
+        temporary, handle = _held_file(path)
         try:
-            temporary.touch(exist_ok=False)
             yield temporary
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
+            os.fsync(handle)
+            os.close(handle)  # Windows replaces no open file
+            handle = -1
             os.replace(temporary, path)
         finally:
+            if handle >= 0:
+                os.close(handle)
             temporary.unlink(missing_ok=True)
+
+
+def temporary_beside(path: Path) -> Path:
+    """A name, like no other, for what will take the place of `path`."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp{path.suffix}")
+
+
+def sweep(path: Path) -> None:
+    """Remove what killed processes left of writing `path`: files under our temporary names that nobody holds."""
+    _sweep(path.parent, re.escape(f".{path.name}.") + "[0-9a-f]{8}" + re.escape(f".tmp{path.suffix}"))
+
+
+def sweep_folder(folder: Path) -> None:
+    """Remove what killed processes left of writing any file of a folder."""
+    _sweep(folder, r"\..+?(\.[^.]+|)\.[0-9a-f]{8}\.tmp\1")
+
+
+def _sweep(folder: Path, names: str) -> None:
+    ours = re.compile(names, re.DOTALL)
+    with contextlib.suppress(OSError):  # a folder that is not there, or where nothing can be removed
+        for leftover in [Path(entry.path) for entry in os.scandir(folder) if ours.fullmatch(entry.name)]:
+            with contextlib.suppress(OSError):
+                _remove_unheld(leftover)
+
+
+def _remove_unheld(leftover: Path) -> None:
+    """Remove a temporary file or folder, unless a process that is at work holds it."""
+    mode = leftover.lstat().st_mode
+    if stat.S_ISDIR(mode):
+        shutil.rmtree(leftover)
+    elif stat.S_ISREG(mode) and fcntl is None:
+        leftover.unlink()
+    elif stat.S_ISREG(mode):
+        handle = os.open(leftover, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            leftover.unlink()
+        finally:
+            os.close(handle)
+
+
+def _held_file(path: Path) -> tuple[Path, int]:
+    """A new temporary file beside `path` and a handle that holds it as long as it is open, if only by being open."""
+    while True:
+        temporary = temporary_beside(path)
+        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
+        if fcntl is not None:
+            with contextlib.suppress(OSError):  # a file system without locks: then nobody else can take one either
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        if temporary.exists():
+            return temporary, handle
+        os.close(handle)  # swept away before it was held
 
 
 def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
@@ -79,17 +142,38 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
+def keep_current(path: str | os.PathLike[str], content: str) -> None:
+    """Write a whole text file unless it says just that already: then nothing has to be writable."""
+    with contextlib.suppress(OSError):
+        if read_regular_file(path, len(content.encode())) == content.encode():
+            return
+    write_atomically(path, content)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise UserError, before hours of work, where nothing can be put into a folder, which need not be there yet."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    with writing(folder), tempfile.TemporaryFile(dir=there):
+        pass
+
+
 def link_or_copy(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
     """Give a file a second name, atomically; where the file system cannot, a copy.
 
     Only for files that are always replaced whole: a write in place would change both.
     """
-    with replacing(target) as temporary:
-        temporary.unlink()
-        try:
-            os.link(source, temporary)
-        except OSError:
+    link = temporary_beside(Path(target))
+    try:
+        os.link(source, link)
+    except OSError:
+        with replacing(target) as temporary:
             shutil.copyfile(source, temporary)
+        return
+    try:
+        with writing(target):
+            os.replace(link, target)
+    finally:
+        link.unlink(missing_ok=True)  # still there if both names meant one file before
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

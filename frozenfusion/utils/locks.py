@@ -10,24 +10,39 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from frozenfusion.utils.errors import UserError
-from frozenfusion.utils.files import writing
+from frozenfusion.utils.files import file_error, writing
 from frozenfusion.utils.progress import log
 
 PATIENCE = 0.2  # seconds for a holder that is just letting go
 
 
 _UNSUPPORTED = {errno.ENOLCK, errno.EOPNOTSUPP}  # a file system's "not here"
+_UNWRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT}
+
+
+def lock_path(path: Path) -> Path:
+    """Where the lock of a file lies."""
+    return path.with_name(path.name + ".lock")
+
+
+def sweep_lock(path: Path) -> None:
+    """Remove the lock file of `path` that a killed process left, for who only reads and takes no lock."""
+    if lock_path(path).is_file():
+        with contextlib.suppress(UserError):  # a writer is at work, or nothing can be removed there
+            WriterLock(path).release()
 
 
 class WriterLock:
     """Holds `PATH.lock` until released, or until the process ends. Readers take no lock.
 
     As a context manager it is released at the end of the block. Raises UserError, with the holder's process id where
-    it is known, if another writer holds it.
+    it is known, if another writer holds it. Where no lock file can be made, because nothing can be written there,
+    that stops only who goes on to write: see `require`.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path.with_name(path.name + ".lock")
+        self._locked, self._path = path, lock_path(path)
+        self._refused: OSError | None = None
         with writing(self._path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(self._path, thread_local=False)
@@ -36,6 +51,9 @@ class WriterLock:
             except Timeout as error:
                 raise UserError(f"{path}: {self._holder()} is writing it: wait until that ends, or stop it") from error
             except OSError as error:
+                if error.errno in _UNWRITABLE:
+                    self._refused = error
+                    return
                 if error.errno not in _UNSUPPORTED:
                     raise
                 log.warning("%s: this file system has no locks: make sure that no second run writes it", path)
@@ -45,6 +63,11 @@ class WriterLock:
             told = self._path.read_bytes()
             if not told.strip() or told.strip().isdigit():  # else the library's own, where a file system has no locks
                 self._path.write_text(str(os.getpid()), encoding="ascii")
+
+    def require(self) -> None:
+        """Raise UserError if the lock could not be taken: to be called before the first write."""
+        if self._refused is not None:
+            raise file_error(self._refused, self._locked) from self._refused
 
     def release(self) -> None:
         """Let the next writer in and take the lock file away."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 
 NAMED = 3
 LONGEST_LINE = 200
+_JOINERS = "\u200c\u200d"  # which several scripts, and some emoji, are spelt with
 
 
 def first_few(names: Sequence[str], most: int = NAMED) -> str:
@@ -30,6 +32,17 @@ def shown(value: object) -> str:
     return quoted if len(quoted) <= 60 else f"{quoted[:59]}…"
 
 
-def printable(value: object, longest: int = 80) -> str:
-    """What a file says, fit for a line on a terminal."""
-    return "".join(letter if letter.isprintable() else "?" for letter in str(value)[:longest])
+def printable(value: object, longest: int | None = 80) -> str:
+    """What others wrote as one line for a terminal; what would steer it, or turn letters around, is a question mark."""
+    return "".join(map(_letter, str(value)[:longest]))
+
+
+def for_terminal(text: str) -> str:
+    """All that is printed goes through here: lines of letters, whatever names and values came into them."""
+    return "\n".join(printable(line, None) for line in text.split("\n"))
+
+
+def _letter(letter: str) -> str:
+    if letter.isprintable() or letter in _JOINERS:
+        return letter
+    return " " if unicodedata.category(letter) == "Zs" else "?"

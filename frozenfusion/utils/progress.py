@@ -10,6 +10,8 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from frozenfusion.utils.messages import printable
+
 log = logging.getLogger("frozenfusion")
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -19,12 +21,12 @@ class Progress:
     """Progress through `total` units: a bar on a terminal, elsewhere a plain line every few seconds."""
 
     def __init__(self, total: int, unit: str, label: str = "", done: int = 0) -> None:
-        self._total, self._unit, self._label = total, unit, label
+        self._total, self._unit, self._label = total, unit, printable(label)
         self._begun_at = done
         self._done = done
         self._started = self._last_line = time.monotonic()
-        terminal = sys.stderr.isatty()
-        self._bar = tqdm(total=total, initial=done, unit=unit, desc=label or None) if terminal else None
+        terminal = sys.stderr is not None and sys.stderr.isatty()
+        self._bar = tqdm(total=total, initial=done, unit=unit, desc=self._label or None) if terminal else None
 
     def update(self, n: int = 1, **figures: float | str) -> None:
         """Count `n` more units as done and show `figures` (name=value) beside them."""

@@ -74,6 +74,7 @@ def test_the_configuration_saved_with_a_run_is_one(tmp_path):
         ("epochs: three\n", "three"),
         ("- epochs\n", "option: value"),
         ("a: [", "not valid YAML"),
+        ('{"format": 1, "model": {"fusion": "concat"}}', "a model that was saved by itself"),
         ("import: my_heads.py\n", "on the command line alone"),
         ("epochs: false\n", "epochs is false, which it cannot be"),
         ("epochs: 3\nepochs: 4\n", "epochs is given twice"),
@@ -105,7 +106,14 @@ def test_a_missing_configuration_is_an_error(tmp_path, capsys):
         (TrainOptions, ["data", "--lr", "fast"], "--lr"),
         (TrainOptions, ["data", "--alpha", "2"], "--alpha must be at most 1"),
         (TrainOptions, ["data", "--seeds", "1", "1"], "names a seed twice"),
-        (TrainOptions, ["data", "--epoch", "1"], "--epoch"),
+        (TrainOptions, ["data", "--epoch", "1"], "--epoch: no such option, perhaps --epochs: see --help"),
+        (TrainOptions, ["data", "--nonsense"], "--nonsense: no such option, or a word too many: see --help"),
+        (TrainOptions, ["data", "--alpha", "learnd"], "--alpha must be a number or learned, not 'learnd': see --help"),
+        (TrainOptions, ["data", "--epochs", "x"], "--epochs must be a whole number, not 'x': see --help"),
+        (TrainOptions, ["data", "--resume", "no"], "--resume must be one of auto, always, never, not 'no': see --help"),
+        (TrainOptions, ["data", "--lr"], "--lr needs a value: see --help"),
+        (ExtractOptions, [], "DATA is missing: folder or manifest of image"),
+        (ExtractOptions, ["data", "--workers", "x"], "--workers must be a whole number, not 'x': see --help"),
         (TrainOptions, [], "folder or manifest"),
         (ExtractOptions, ["data", "--image-size", "8"], "--image-size must be at least 32"),
         (ExtractOptions, ["data", "--batch-size", "0"], "--batch-size must be at least 1"),
@@ -232,6 +240,16 @@ def test_what_the_flags_mend_in_a_file_is_not_refused(tmp_path):
     file = tmp_path / "options.yaml"
     file.write_text("rebuild: true\nresume: never\n")
     assert cli.parse(ExtractOptions, ["data", "--config", str(file), "--resume", "auto"]).rebuild
+
+
+@pytest.mark.parametrize("flag", ["--info", "--verify"])
+def test_a_configuration_of_extracting_is_passed_over_where_a_file_is_only_looked_at(tmp_path, capsys, flag):
+    file = tmp_path / "extract.yaml"
+    file.write_text("backbone: efficientnet-b0\nimage_size: 64\ncache: features.h5\n")
+    options = cli.parse(ExtractOptions, ["data", flag, "--config", str(file)])
+    assert (options.cache, options.image_size) == (Path("features.h5"), 224)
+    assert exit_status(ExtractOptions, ["data", flag, "--config", str(file), "--image-size", "64"]) == 2
+    assert f"{flag} only looks at a feature file: leave out --image-size" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("columns", ["1", "3", "39"])

@@ -316,3 +316,13 @@ def test_two_recipes_of_the_default_baseline_are_compared_with_the_first(tmp_pat
     assert found.comparison.reference == "b"
     with pytest.raises(UsageError, match="several trained models have this head"):
         run_on(world, "b", "a", out=tmp_path / "out", baseline="concat")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError()])
+def test_too_little_memory_is_told_on_a_cpu_too(world: Path, monkeypatch: pytest.MonkeyPatch, error: Exception):
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("frozenfusion.evaluation.predictor.predict", fail)
+    with pytest.raises(UserError, match="cpu has too little memory for `batch_size=16`: choose a smaller one"):
+        run_on(world, "image", out=None)

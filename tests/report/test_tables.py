@@ -5,10 +5,12 @@ import io
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from frozenfusion.evaluation.comparison import Comparison, Estimate, RunResult, compare
 from frozenfusion.evaluation.report import tables
-from frozenfusion.utils.tables import as_text, spreadsheet_safe
+from frozenfusion.utils.tables import as_markdown, as_text, from_csv_cell, spreadsheet_safe, to_csv
 
 NAMES = ("yes", "no")
 LABELS = np.array([0, 1] * 50)
@@ -97,6 +99,9 @@ def test_markdown_escapes_what_would_be_markup():
         ('=HYPERLINK("x")', '\'=HYPERLINK("x")'),
         ("@SUM(1,2)", "'@SUM(1,2)"),
         ("-2+3+cmd|' /C calc'!A0", "'-2+3+cmd|' /C calc'!A0"),
+        ("\t=1+1", "'\t=1+1"),
+        ("=A1", "'=A1"),
+        ("＝cmd|x", "'＝cmd|x"),
         ("-5", "-5"),
         ("+1", "+1"),
         ("@someone", "@someone"),
@@ -106,3 +111,22 @@ def test_markdown_escapes_what_would_be_markup():
 )
 def test_cells_that_a_spreadsheet_would_run_are_defused_and_plain_ids_stay(cell: str, safe: str):
     assert spreadsheet_safe(cell) == safe
+    assert from_csv_cell(safe) == cell
+
+
+@given(st.text(st.sampled_from("='+-@\t\r\n a1|(\x1b"), max_size=6))
+def test_a_cell_is_one_line_that_is_no_formula_and_is_read_back(cell: str):
+    ((safe,),) = csv.reader(io.StringIO(to_csv([[cell]]), newline="")) if cell else ((cell,),)
+    assert not any(letter in safe for letter in "\t\r\n\x1b")
+    assert not safe.lstrip().startswith("=")
+    assert from_csv_cell(safe) == "".join(" " if letter in "\t\r\n\x1b" else letter for letter in cell)
+
+
+def test_what_would_break_a_table_or_steer_the_terminal_does_not():
+    cells = [["", "n"], ["two\nlines", "1"], ["\x1b[2Jred", "22"]]
+    assert as_text(cells).splitlines() == ["            n", "two?lines   1", "?[2Jred    22"]
+    assert len(as_markdown(cells).splitlines()) == 4
+
+
+def test_the_terminal_says_that_p_values_are_corrected(comparison: Comparison):
+    assert "Holm-corrected for 2 comparisons." in tables.comparison_text(comparison, "test")

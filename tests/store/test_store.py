@@ -20,6 +20,7 @@ from frozenfusion.store.reader import FeatureStore
 from frozenfusion.store.status import MISSING, OK, PENDING, REFUSED, UNREADABLE
 from frozenfusion.store.writer import StoreWriter
 from frozenfusion.utils.errors import UserError
+from frozenfusion.utils.files import temporary_beside
 
 ids_of_any_kind = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=12)
 few_examples = settings(max_examples=15, deadline=None)
@@ -281,8 +282,8 @@ def test_a_rebuild_of_something_else_begins_anew(path: Path) -> None:
 
 def test_what_killed_runs_left_is_taken_away(path: Path) -> None:
     written(path)
-    for name in ("features.h5.new", "features.h5.rebuild.new"):
-        path.with_name(name).write_bytes(b"half")
+    for left in (path, path.with_name("features.h5.rebuild")):
+        temporary_beside(left).write_bytes(b"half")
     path.with_name("features.h5.lock").write_text("1")
     StoreWriter.open(path, MADE_BY).close()
     assert list(path.parent.iterdir()) == [path]

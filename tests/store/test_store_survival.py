@@ -225,7 +225,8 @@ if os.getuid() == 0:
 path = Path(sys.argv[1])
 print(FeatureStore(path).n)
 for action in (
-    lambda: StoreWriter.open(path, {}),
+    lambda: StoreWriter.open(path, {}).mark([0], 2),
+    lambda: StoreWriter.extend(path, ["c"], {}),
     lambda: StoreWriter.create(path.with_name("new.h5"), ["a"], (3,), "float32", {}),
 ):
     try:
@@ -245,9 +246,11 @@ def test_a_read_only_folder_is_read_and_a_writer_told_in_one_line() -> None:
         folder.chmod(0o755)
         assert run.returncode == 0, run.stderr
         lines = run.stdout.splitlines()
-        assert len(lines) == 3
+        assert len(lines) == 4
         assert lines[0] == "2"
         assert all("permission denied" in line for line in lines[1:])
+        told = [Path(line.split(": ")[0]).name for line in lines[1:]]
+        assert told == ["x.h5", "x.h5", "new.h5"]
         assert [entry.name for entry in folder.iterdir()] == ["x.h5"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 from conftest import ROOT
 
 from frozenfusion.utils.errors import UserError
-from frozenfusion.utils.locks import WriterLock
+from frozenfusion.utils.locks import WriterLock, lock_path, sweep_lock
 
 
 @pytest.fixture
@@ -47,6 +48,27 @@ def test_a_lock_file_that_may_not_be_made_is_a_user_error(path: Path) -> None:
     path.with_name("file.h5.lock").mkdir()
     with pytest.raises(UserError, match=r"file\.h5\.lock"):
         WriterLock(path)
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EACCES])
+def test_a_lock_that_cannot_be_made_stops_only_who_writes(
+    path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    with WriterLock(path) as lock, pytest.raises(UserError, match=r"file\.h5: "):
+        lock.require()
+
+
+def test_the_lock_file_of_a_killed_writer_goes_and_a_held_one_stays(path: Path) -> None:
+    lock_path(path).write_text("1")
+    sweep_lock(path)
+    assert list(path.parent.iterdir()) == []
+    with WriterLock(path):
+        sweep_lock(path)
+        assert lock_path(path).exists()
 
 
 HOLDER = """

@@ -6,7 +6,6 @@ import io
 import os
 import shutil
 import struct
-import tempfile
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,8 @@ from frozenfusion.data.sample.pictures import NEGATIVE, NEUTRAL, POSITIVE, draw
 from frozenfusion.data.sample.size import FEWEST_PAIRS, PAIRS
 from frozenfusion.data.sample.texts import write_tweet
 from frozenfusion.utils.errors import UserError
-from frozenfusion.utils.files import read_json, write_json, writing
+from frozenfusion.utils.files import read_json, sweep, temporary_beside, write_json, writing
+from frozenfusion.utils.locks import WriterLock
 
 TEXT_ENCODER = "text-encoder"
 
@@ -56,13 +56,14 @@ def make_sample(folder: str | Path, n: int = PAIRS, seed: int = 0) -> Path:
         return folder
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: holds something else, or another sample: remove it or choose another folder")
-    with writing(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    with WriterLock(folder) as lock, writing(folder):
+        lock.require()
+        sweep(folder)
+        beside = temporary_beside(folder)
+        beside.mkdir()
         try:
             _write(beside, n, seed)
             write_json(beside / _MARK, mark)
-            beside.chmod(0o755)
             if folder.exists():  # and empty, which Windows would not replace
                 folder.rmdir()
             os.replace(beside, folder)

@@ -24,7 +24,7 @@ from frozenfusion.evaluation.report.tables import comparison_csv, comparison_mar
 from frozenfusion.model.inference import Predicted
 from frozenfusion.utils.files import write_atomically, write_json
 from frozenfusion.utils.progress import log
-from frozenfusion.utils.tables import spreadsheet_safe, to_csv
+from frozenfusion.utils.tables import to_csv
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -61,8 +61,8 @@ def write_course_tags(
     """Write the predictions as the course asks for them: its own file of pairs without labels, with their tags."""
     place = {id: row for row, id in enumerate(ids)}
     tags = [label_names[label] for label in predicted.probabilities.argmax(1).tolist()]
-    lines = [f"{id},{tags[place[id]]}" for id in course_ids(data) if id in place]
-    write_atomically(folder / UNLABELLED_COURSE_PART, "\n".join(["guid,tag", *lines]) + "\n")
+    lines = [(id, tags[place[id]]) for id in course_ids(data) if id in place]
+    write_atomically(folder / UNLABELLED_COURSE_PART, to_csv([("guid", "tag"), *lines]))
     log.info("the course's file with predicted tags: %s", folder / UNLABELLED_COURSE_PART)
 
 
@@ -85,11 +85,10 @@ def write_predictions(
     path: Path, ids: Sequence[str], labels: Ints, label_names: Sequence[str], probabilities: Floats
 ) -> None:
     """Write a line per pair, in the order given: id, label (empty without one), prediction, probability per class."""
-    names = [spreadsheet_safe(name) for name in label_names]
     lines: list[list[object]] = [["id", "label", "prediction", *(f"p_{name}" for name in label_names)]]
     for id, label, row in zip(ids, labels.tolist(), probabilities, strict=True):
-        told = names[label] if label >= 0 else None
-        lines.append([spreadsheet_safe(id), told, names[int(row.argmax())], *(f"{share:.6f}" for share in row)])
+        told = label_names[label] if label >= 0 else None
+        lines.append([id, told, label_names[int(row.argmax())], *(f"{share:.6f}" for share in row)])
     write_atomically(path, to_csv(lines))
 
 

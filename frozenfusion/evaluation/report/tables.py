@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from frozenfusion.evaluation.comparison import FIGURES, Comparison, Estimate, HeadResult, PairedTest
-from frozenfusion.utils.tables import Cells, as_markdown, as_text, escape_markdown, spreadsheet_safe, to_csv
+from frozenfusion.utils.messages import printable
+from frozenfusion.utils.tables import Cells, as_markdown, as_text, escape_markdown, to_csv
 
 
 def percent(value: float | None) -> str:
@@ -157,13 +158,13 @@ def part_name(part: str) -> str:
 def comparison_text(comparison: Comparison, part: str) -> str:
     """The comparison for a terminal; of a single head its classes and its confusion matrix too."""
     heads, names = comparison.heads, comparison.label_names
-    cells = [score_table(comparison), *(test_table(tests) for tests in _families(comparison))]
+    tables = [as_text(score_table(comparison))]
+    tables += [f"{_corrected(tests)}\n\n{as_text(test_table(tests))}" for tests in _families(comparison)]
     if len(heads) == 1:
-        cells += [class_table(heads[0], names), confusion_table(heads[0], names)]
+        tables += [as_text(class_table(heads[0], names)), as_text(confusion_table(heads[0], names))]
     blocks = [f"{part_name(part)}, {count(len(comparison.labels))} pairs (95 % intervals in brackets)"]
-    blocks += [as_text(table) for table in cells]
-    said = conclusions(comparison, part)
-    return "\n\n".join([*blocks, *(["\n".join(said)] if said else [])])
+    said = [printable(sentence, None) for sentence in conclusions(comparison, part)]
+    return "\n\n".join([*blocks, *tables, *(["\n".join(said)] if said else [])])
 
 
 def _families(comparison: Comparison) -> list[Sequence[PairedTest]]:
@@ -201,7 +202,7 @@ def comparison_csv(comparison: Comparison) -> str:
     header = ["name", "head", "seeds", *figures, "reference", *compared, "validation_accuracy", "ece", "parameters"]
     lines: list[list[object]] = [[*header, "seconds_per_epoch", "chosen"]]
     for row in comparison.rows:
-        cells: list[object] = [spreadsheet_safe(row.name), row.head, len(row.runs)]
+        cells: list[object] = [row.name, row.head, len(row.runs)]
         for name in FIGURES:
             figure = row.figures[name]
             cells += [figure.mean, figure.sd, figure.low, figure.high]
