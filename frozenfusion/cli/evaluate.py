@@ -10,17 +10,17 @@ from typing import ClassVar
 from tyro.conf import Positional
 
 from frozenfusion.cli.extract import DEFAULT_CACHE
-from frozenfusion.cli.parsing import COMMON, CommonOptions, Groups, run
+from frozenfusion.cli.parsing import COMMON, DataOptions, Groups, run
 from frozenfusion.evaluation.config import EvaluateConfig
 from frozenfusion.utils.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(CommonOptions, EvaluateConfig):
+class EvaluateOptions(DataOptions, EvaluateConfig):
     """Evaluate one or several runs offline, in batches, and compare them."""
 
     groups: ClassVar[Groups] = {
-        "files": ("cache", "split", "out"),
+        "files": ("cache", "split", "out", "no_follow_links"),
         "models": ("checkpoint", "without"),
         "comparison": ("baseline", "bootstrap", "seed"),
         "speed": ("device", "precision", "batch_size"),
@@ -62,7 +62,7 @@ def _evaluate(options: EvaluateOptions) -> str:
     choose_device(options.device)
     runs = [run.path for run in find_runs(paths, options.checkpoint)]  # before the data, which may be large
     store = FeatureStore(options.cache)
-    pairs = load_pairs(data)
+    pairs = load_pairs(data, follow_links=not options.no_follow_links)
     log.info(pairs.summary())
     evaluation = evaluate(runs, pairs, store, config=options)
     look = evaluation.save(options.out)

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from tyro.conf import Positional
 
-from frozenfusion.cli.parsing import COMMON, CommonOptions, Groups, run
+from frozenfusion.cli.parsing import COMMON, DataOptions, Groups, run
 from frozenfusion.data.manifests import READERS
 from frozenfusion.extraction.config import ExtractConfig
 from frozenfusion.utils.errors import UsageError
@@ -19,11 +19,11 @@ DEFAULT_CACHE = Path("cache/features.h5")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtractOptions(CommonOptions, ExtractConfig):
+class ExtractOptions(DataOptions, ExtractConfig):
     """Stage one: run the frozen image network once and store one feature row per image."""
 
     groups: ClassVar[Groups] = {
-        "files": ("cache", "max_pixels", "jpeg_draft"),
+        "files": ("cache", "max_pixels", "jpeg_draft", "no_follow_links"),
         "network": ("backbone", "weights", "pool", "image_size", "precision", "dtype"),
         "speed": ("device", "runtime", "batch_size", "workers"),
         "resuming": ("resume", "rebuild", "retry_failed", "strict"),
@@ -70,12 +70,12 @@ def _extract(options: ExtractOptions) -> str:
     if options.verify:
         from frozenfusion.extraction.inspection import verify
 
-        return verify(cache, data)
+        return verify(cache, data, follow_links=not options.no_follow_links)
     from frozenfusion.data.pairs import load_pairs
     from frozenfusion.extraction.extractor import update_features  # imports torch
     from frozenfusion.utils.progress import log
 
-    pairs = load_pairs(options.data)
+    pairs = load_pairs(options.data, follow_links=not options.no_follow_links)
     log.info(pairs.summary())
     return str(update_features(pairs, cache, options))
 

@@ -20,10 +20,11 @@ from typing import Annotated, Any, ClassVar, TypeVar, get_type_hints
 
 import tyro
 
+from frozenfusion.cli.options_file import read_options
 from frozenfusion.cli.wording import flag_of, worded
 from frozenfusion.utils.errors import UsageError, UserError
 from frozenfusion.utils.memory import keep_freed_memory
-from frozenfusion.utils.messages import one_line
+from frozenfusion.utils.messages import shown
 from frozenfusion.utils.plugins import import_plugin
 from frozenfusion.utils.progress import TqdmHandler, log
 from frozenfusion.utils.sources import field_docs
@@ -49,6 +50,14 @@ class CommonOptions:
 
     debug: bool = False
     """show the traceback of an expected failure"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataOptions(CommonOptions):
+    """What every command takes that reads image–text pairs."""
+
+    no_follow_links: bool = False
+    """for data of strangers: texts and images that links lead out of its folder count as missing"""
 
 
 COMMON = ("imports", "config", "debug")
@@ -225,14 +234,14 @@ def _from_config(kind: type[Options], grouped: type[Any], path: Path, command: s
     flags: list[str] = []
     given: list[str] = []
     head_options: dict[str, str] = {}
-    for key, value in _read_config(path).items():
+    for key, value in read_options(path).items():
         name = str(key).replace("-", "_")
         if name in ("import", *COMMON):
             raise UsageError(f"{path}: {key} is given on the command line alone: take it out of the file")
         if name not in known:
             raise UsageError(f"{path}: unknown option {key!r}: the options are those that --help lists")
         if name == positional:
-            given = _words(value)
+            given = _words(value, f"{path}: {key}")
         elif name in ("head_option", "head_options"):
             head_options = _head_options(value, path)
         elif isinstance(value, bool):
@@ -242,7 +251,7 @@ def _from_config(kind: type[Options], grouped: type[Any], path: Path, command: s
                 )
             flags += [known[name]] if value else []
         elif value is not None and value != []:
-            words = _words(value)
+            words = _words(value, f"{path}: {key}")
             if any(word.startswith("--") for word in words):
                 raise UsageError(f"{path}: {key}: {words[0]!r} looks like a flag: give its value alone")
             flags += [known[name], *words]
@@ -256,9 +265,12 @@ def _from_config(kind: type[Options], grouped: type[Any], path: Path, command: s
 def _head_options(value: Any, path: Path) -> dict[str, str]:
     """Options of a head as a file has them: a list of NAME=VALUE, or a mapping."""
     if isinstance(value, dict):
+        strange = [name for name, of in value.items() if not isinstance(of, bool | int | float | str)]
+        if strange:
+            raise UsageError(f"{path}: head_options {strange[0]} is {shown(value[strange[0]])}, which it cannot be")
         return {str(name): json.dumps(of) for name, of in value.items()}
     found = {}
-    for word in _words(value):
+    for word in _words(value, f"{path}: head_option"):
         name, separator, of = word.partition("=")
         if not separator:
             raise UsageError(f"{path}: head_option {word}: expected NAME=VALUE, as in layers=4")
@@ -266,38 +278,10 @@ def _head_options(value: Any, path: Path) -> dict[str, str]:
     return found
 
 
-def _read_config(path: Path) -> dict[Any, Any]:
-    import yaml
-
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _unique_keys(yaml.SafeLoader))
-    except OSError as error:
-        raise UsageError(f"{path}: cannot read the configuration file ({error.strerror}): check the path") from error
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"{path}: not valid YAML ({one_line(error)})") from error
-    if isinstance(values, dict) and isinstance(values.get("options"), dict):
-        values = values["options"]  # a run's config.json
-    if not isinstance(values, dict):
-        raise UsageError(f"{path}: a configuration file holds lines of `option: value`")
-    return values
-
-
-def _unique_keys(loader: type[Any]) -> type[Any]:
-    """A safe loader of YAML (and so of JSON) that refuses a key which is given twice."""
-
-    class UniqueKeys(loader):  # type: ignore[misc]
-        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            keys = [key.value for key, _ in node.value]
-            twice = {str(key) for key in keys if keys.count(key) > 1}
-            if twice:
-                raise UsageError(f"{min(twice)} is given twice: keep one of them")
-            found: dict[Any, Any] = super().construct_mapping(node, deep)
-            return found
-
-    return UniqueKeys
-
-
-def _words(value: Any) -> list[str]:
-    return [str(part) for part in value] if isinstance(value, list) else [str(value)]
+def _words(value: Any, source: str) -> list[str]:
+    """The words of a value as a command line has them. Raises UsageError for what no command line can hold."""
+    parts = value if isinstance(value, list) else [value]
+    words = [str(part) for part in parts]
+    if any(isinstance(part, dict | list) for part in parts) or any("\0" in word for word in words):
+        raise UsageError(f"{source} is {shown(value)}, which it cannot be")
+    return words

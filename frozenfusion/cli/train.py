@@ -13,7 +13,7 @@ import tyro
 from tyro.conf import Positional
 
 from frozenfusion.cli.extract import DEFAULT_CACHE
-from frozenfusion.cli.parsing import COMMON, CommonOptions, Groups, run
+from frozenfusion.cli.parsing import COMMON, DataOptions, Groups, run
 from frozenfusion.fusion.options import parse_options
 from frozenfusion.training.config import ALL, TrainConfig, check_heads, check_seeds
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(CommonOptions, TrainConfig):
+class TrainOptions(DataOptions, TrainConfig):
     """Stage two: fine-tune the text encoder and a fusion head against the cached image features."""
 
     groups: ClassVar[Groups] = {
-        "files": ("cache", "run"),
+        "files": ("cache", "run", "no_follow_links"),
         "model": ("fusion", "alpha", "head_option", "text_encoder", "text_weights", "freeze_text", "max_length"),
         "training": (
             *("epochs", "batch_size", "lr", "weight_decay", "schedule"),
@@ -88,7 +88,7 @@ def _train(options: TrainOptions) -> str:
     single = len(options.fusion) == 1 and options.fusion != (ALL,) and len(options.seeds) < 2
     if single:
         RunFolder(options.run or default_folder(options.fusion[0])).check_free()
-    pairs = load_pairs(options.data)
+    pairs = load_pairs(options.data, follow_links=not options.no_follow_links)
     log.info(pairs.summary())
     store = FeatureStore(options.cache)
     if single:

@@ -26,6 +26,7 @@ from frozenfusion.store.reader import Rows
 from frozenfusion.text.cache import cached_texts
 from frozenfusion.text.tokens import TokenizedTexts, load_tokenizer, tokenize
 from frozenfusion.utils.errors import UserError
+from frozenfusion.utils.files import MAX_JSON_BYTES, read_file
 from frozenfusion.utils.progress import Progress, log
 from frozenfusion.utils.tensors import read_metadata
 
@@ -128,5 +129,5 @@ def _digest(folder: Path, suffix: str = "") -> str:
     """Digest of the files of a folder whose names end so."""
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(path for path in folder.iterdir() if path.is_file() and path.name.endswith(suffix)):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+        digest.update(path.name.encode() + b"\0" + read_file(path, MAX_JSON_BYTES))
     return digest.hexdigest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from frozenfusion.data.images import BadImage, file_digest, read_image_file
-from frozenfusion.data.pairs import load_pairs
+from frozenfusion.data.pairs import Pairs, load_pairs
 from frozenfusion.store.reader import FeatureStore
 from frozenfusion.store.status import OK
 from frozenfusion.utils.errors import UserError
@@ -31,8 +31,8 @@ def info(cache: Path) -> str:
     return "\n".join(f"{name:<{width}}  {value}" for name, value in told.items())
 
 
-def verify(cache: Path, data: Path | None = None) -> str:
-    """Check every row against its checksum and, with `data`, every image file against its row's digest.
+def verify(cache: Path, data: Path | None = None, *, follow_links: bool = True) -> str:
+    """Check every row against its checksum and, with `data`, every image file there against its row's digest.
 
     Returns what was found, if all is well. Raises UserError that names what is not.
     """
@@ -51,7 +51,7 @@ def verify(cache: Path, data: Path | None = None) -> str:
         told += f" ({pending:,} more are pending)"
     if data is None:
         return told
-    changed, compared = _changed_files(store, data)
+    changed, compared = _changed_files(store, load_pairs(data, follow_links=follow_links))
     if changed:
         raise UserError(
             f"{data}: {len(changed):,} of {compared:,} images are not those that {cache} was made from "
@@ -60,9 +60,8 @@ def verify(cache: Path, data: Path | None = None) -> str:
     return f"{told}, and come from the {compared:,} image files that are there"
 
 
-def _changed_files(store: FeatureStore, data: Path) -> tuple[list[str], int]:
+def _changed_files(store: FeatureStore, pairs: Pairs) -> tuple[list[str], int]:
     """The ids whose image file is there with other bytes, and how many files were compared."""
-    pairs = load_pairs(data)
     changed, compared = [], 0
     with Progress(len(pairs), "img", "comparing") as progress:
         for pair, row in zip(pairs, store.rows(pairs.ids), strict=True):

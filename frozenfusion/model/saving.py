@@ -8,20 +8,22 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from frozenfusion.model.config import ModelConfig
-from frozenfusion.model.network import PairNetwork
-from frozenfusion.model.run_folder import FORMAT, RunFolder
+from frozenfusion.model.config import DEFAULT_WIDTH, ModelConfig
+from frozenfusion.model.network import PairNetwork, count_parameters
+from frozenfusion.model.run_folder import CHECKPOINTS, FORMAT, RunFolder
 from frozenfusion.text.encoder import load_text_config, new_encoder
 from frozenfusion.text.tokens import load_tokenizer, save_tokenizer
 from frozenfusion.utils.errors import UserError
-from frozenfusion.utils.files import link_or_copy, write_atomically, write_json
+from frozenfusion.utils.files import link_or_copy, parse_json, write_atomically, write_json
 from frozenfusion.utils.messages import one_line
 from frozenfusion.utils.tensors import fill, read_metadata, read_tensors, weights_sha256, write_tensors
 
 HUB_FILES = ["config.json", "split.json", "tokenizer/*", "text_encoder/*"]  # and the weights
+SMALL = 2**24  # parameters that any machine has room for
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -64,10 +66,9 @@ def save_weights(model: PairNetwork, path: Path) -> None:
 def load_weights(model: PairNetwork, path: Path) -> None:
     """Put the weights of a safetensors file into the model. Raises UserError that names what differs."""
     own, tensors = _own_state(model), read_tensors(path)
-    try:
-        written = json.loads(read_metadata(path).get("model", "{}"))
-    except ValueError:
-        written = {}
+    written = parse_json(read_metadata(path).get("model", "{}"), path)
+    if not isinstance(written, dict):
+        raise UserError(f"{path}: damaged (its metadata describe no model): restore it")
     ours = json.loads(json.dumps(model.config.to_json()))
     differences = [
         f"{name} {written[name]} there, {ours[name]} here"
@@ -100,10 +101,23 @@ def load_parts(run: RunFolder) -> tuple[ModelConfig, PreTrainedModel | None, Pre
 
 
 def check_whole(run: RunFolder) -> None:
-    """Raise UserError where a part of a run is not there."""
+    """Raise UserError where a part of a run is not there, or where it is described as larger than its weights."""
     for part in (run.tokenizer, *([run.text_encoder] if run.model_config.reads_text else [])):
         if not part.is_dir():
             raise UserError(f"{part}: not there: the run folder is not whole: copy all of it")
+    config, encoder = run.model_config, None
+    files = [run.frozen_encoder, *map(run.weights, CHECKPOINTS)]
+    held = sum(file.stat().st_size for file in files if file.is_file())
+    with torch.device("meta"):  # which takes no memory
+        if config.reads_text:
+            encoder = new_encoder(load_text_config(run.text_encoder))
+        width = DEFAULT_WIDTH if encoder is None else int(encoder.config.hidden_size)
+        described = count_parameters(PairNetwork(config, encoder, width), trained=False)
+    if described > max(held, SMALL):  # a parameter has a byte or more
+        raise UserError(
+            f"{run.path}: its configuration describes {described:,} parameters, and its weights have {held:,} bytes:"
+            " restore config.json and text_encoder/"
+        )
 
 
 def find_run(name_or_path: str | Path, checkpoint: str) -> RunFolder:

@@ -39,7 +39,6 @@ from frozenfusion.training.trainer import Trainer
 from frozenfusion.utils.checks import config_of
 from frozenfusion.utils.device import is_out_of_memory
 from frozenfusion.utils.errors import UserError
-from frozenfusion.utils.files import read_json
 from frozenfusion.utils.locks import WriterLock
 from frozenfusion.utils.messages import first_line
 from frozenfusion.utils.progress import Progress, log
@@ -145,9 +144,9 @@ def default_folder(head: str) -> Path:
 
 def read_run(folder: RunFolder) -> TrainedRun:
     """What came out of a finished run. Raises UserError if the folder has none."""
-    values = read_json(folder.summary_file)
+    values = RunFolder(folder.path).summary  # as it is now
     names = {field.name for field in dataclasses.fields(TrainedRun)} - {"folder"}
-    if not isinstance(values, dict) or not names <= values.keys():
+    if not names <= values.keys():
         raise UserError(f"{folder.summary_file}: not the summary of a run: train it again in another `run`")
     return TrainedRun(folder=folder.path, **{name: values[name] for name in names})
 
