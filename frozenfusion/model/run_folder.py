@@ -13,6 +13,7 @@ from typing import Any
 
 from frozenfusion.data.splits import Split
 from frozenfusion.model.config import ModelConfig
+from frozenfusion.text.hub import settled
 from frozenfusion.utils import fits
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import MAX_JSON_BYTES, parse_json, read_file, read_json, writing
@@ -156,6 +157,8 @@ class RunFolder:
         options = options if isinstance(options, dict) else {}
         # what the head was given stands in the model's configuration
         chosen = {name: options.get(name) for name in RECIPE if name not in ("alpha", "head_options")}
+        if isinstance(chosen["text_encoder"], str):
+            chosen["text_encoder"] = settled(chosen["text_encoder"])
         return json.dumps([chosen, self.model_config.fusion_options], sort_keys=True, default=str)
 
     @cached_property

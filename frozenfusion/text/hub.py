@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,12 @@ WEIGHT_FILES = (
 )
 _DOWNLOAD_SIZES = {"albert-base-v2": "47 MB", "albert/albert-base-v2": "47 MB"}  # where we know them
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def settled(name_or_path: str) -> str:
+    """A text encoder's name such that the same encoder has the same: of a folder its whole path, else as given."""
+    folder = Path(name_or_path).expanduser()
+    return os.path.realpath(folder) if folder.is_dir() else name_or_path
 
 
 def find_files(name_or_path: str | Path, *, weights: bool) -> Path:
