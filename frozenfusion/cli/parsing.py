@@ -29,6 +29,7 @@ from frozenfusion.utils.plugins import import_plugin
 from frozenfusion.utils.progress import TqdmHandler, log
 from frozenfusion.utils.sources import field_docs
 
+MAX_NAME_BYTES = 255
 NARROWEST = 40  # columns of a terminal
 INTERRUPTED, TERMINATED = 130, 143
 
@@ -139,6 +140,7 @@ def _set_up_output(say: Callable[[str], str], *, debug: bool) -> None:
 def parse(kind: type[Options], arguments: Sequence[str], command: str = "frozenfusion") -> Options:
     """Parse flags over the values of --config, if given, over the defaults. Raises UsageError."""
     for name in _values_of("import", arguments):
+        _check_names(name)
         import_plugin(name)
     grouped = _grouped(kind)
     path = _values_of("config", arguments)
@@ -148,7 +150,17 @@ def parse(kind: type[Options], arguments: Sequence[str], command: str = "frozenf
         given = {word.partition("=")[0] for word in values["head_option"]}
         kept = [f"{name}={value}" for name, value in head_options.items() if name not in given]
         values["head_option"] = (*kept, *values["head_option"])
+    for value in values.values():
+        _check_names(*(value if isinstance(value, tuple) else [value]))
     return kind(**values)
+
+
+def _check_names(*values: Any) -> None:
+    """Raise UsageError for a path that no file system has: Python's own questions about one fail."""
+    for value in values:
+        for part in Path(value).parts if isinstance(value, str | Path) else ():
+            if len(os.fsencode(part)) > MAX_NAME_BYTES:
+                raise UsageError(f"{shown(part)}: longer than the {MAX_NAME_BYTES} bytes of a name: shorten it")
 
 
 def _grouped(kind: type[Options]) -> type[Any]:

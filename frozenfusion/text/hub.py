@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.messages import one_line
@@ -60,6 +60,8 @@ def _from_hub(name: str, weights: bool) -> Path:
             return folder
     except LocalEntryNotFoundError:
         pass
+    except HFValidationError as error:
+        raise UserError(f"`text_encoder={name}`: no such folder, and no name of the hub: check it") from error
     log.info("fetching %s from the Hugging Face hub", name)
     try:
         for kind in ([], *([["model*.safetensors"], ["pytorch_model*.bin"]] if weights else [])):

@@ -142,6 +142,14 @@ def test_a_configuration_that_means_nothing_is_refused(tmp_path: Path, content: 
         parsing.parse(TrainOptions, ["data", "--config", str(tmp_path / "o.yaml")])
 
 
+@pytest.mark.parametrize(
+    "words", [["x" * 300], ["data", "--run", "x" * 300], ["data", "--text-encoder", "a/" + "x" * 300]]
+)
+def test_a_name_that_no_file_system_has_is_refused(words: list[str]) -> None:
+    with pytest.raises(UsageError, match="longer than the 255 bytes of a name"):
+        parsing.parse(TrainOptions, words)
+
+
 # Labels
 
 
