@@ -11,18 +11,18 @@ from tyro.conf import Positional
 
 from frozenfusion.cli.caches import cache_to_read
 from frozenfusion.cli.groups import Groups
-from frozenfusion.cli.parsing import COMMON, CommonOptions, run
+from frozenfusion.cli.parsing import COMMON, DataOptions, run
 from frozenfusion.evaluation.config import EvaluateConfig
 from frozenfusion.utils.errors import UsageError, UserError
 from frozenfusion.utils.files import check_writable
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(CommonOptions, EvaluateConfig):
+class EvaluateOptions(DataOptions, EvaluateConfig):
     """Evaluate one or several runs offline, in batches, and compare them."""
 
     groups: ClassVar[Groups] = {
-        "files": ("cache", "split", "out", "text_cache"),
+        "files": ("cache", "split", "out", "text_cache", "no_follow_links"),
         "models": ("checkpoint", "without"),
         "comparison": ("baseline", "bootstrap", "seed"),
         "speed": ("device", "precision", "batch_size"),
@@ -65,7 +65,7 @@ def _evaluate(options: EvaluateOptions) -> str:
     runs = [run.path for run in find_runs(paths, options.checkpoint)]  # before the data, which may be large
     _check_out(options.out or (runs[0] if len(runs) == 1 else common_folder(runs)))
     store = FeatureStore(options.cache or cache_to_read(data))
-    pairs = load_pairs(data)
+    pairs = load_pairs(data, follow_links=not options.no_follow_links)
     log.info(pairs.summary())
     evaluation = evaluate(runs, pairs, store, config=options)
     try:

@@ -12,18 +12,18 @@ from tyro.conf import Positional
 
 from frozenfusion.cli.caches import cache_to_make, cache_to_read
 from frozenfusion.cli.groups import Groups
-from frozenfusion.cli.parsing import COMMON, RESUMED, CommonOptions, run
+from frozenfusion.cli.parsing import COMMON, RESUMED, DataOptions, run
 from frozenfusion.data.manifests import READERS
 from frozenfusion.extraction.config import ExtractConfig
 from frozenfusion.utils.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtractOptions(CommonOptions, ExtractConfig):
+class ExtractOptions(DataOptions, ExtractConfig):
     """Stage one: run the frozen image network once and store one feature row per image."""
 
     groups: ClassVar[Groups] = {
-        "files": ("cache", "max_pixels", "jpeg_draft"),
+        "files": ("cache", "max_pixels", "jpeg_draft", "no_follow_links"),
         "network": ("backbone", "weights", "pool", "image_size", "precision", "dtype"),
         "speed": ("device", "runtime", "batch_size", "workers"),
         "resuming": ("resume", "update", "rebuild", "retry_failed", "strict"),
@@ -85,12 +85,12 @@ def _extract(options: ExtractOptions) -> str:
         runs = runs_at(options.data)
         if runs:
             return "\n".join(map(verify_run, runs))
-        return verify(*_file_and_data(options))
+        return verify(*_file_and_data(options), follow_links=not options.no_follow_links)
     from frozenfusion.data.pairs import load_pairs
     from frozenfusion.extraction.extractor import update_features  # imports torch
     from frozenfusion.utils.progress import log
 
-    pairs = load_pairs(options.data)
+    pairs = load_pairs(options.data, follow_links=not options.no_follow_links)
     log.info(pairs.summary())
     return str(update_features(pairs, options.cache or cache_to_make(options.data, options.backbone), options))
 

@@ -18,15 +18,17 @@ from typing import Annotated, Any, ClassVar, TypeVar, get_type_hints
 import tyro
 
 from frozenfusion.cli.groups import Groups, grouped_options, ungrouped
+from frozenfusion.cli.options_file import read_options
 from frozenfusion.cli.streams import unfailing_streams
 from frozenfusion.cli.wording import flag_of, usage_message, worded
 from frozenfusion.utils.errors import UsageError, UserError
 from frozenfusion.utils.interrupts import Terminated, interruptible
 from frozenfusion.utils.memory import keep_freed_memory
-from frozenfusion.utils.messages import for_terminal, one_line
+from frozenfusion.utils.messages import for_terminal, shown
 from frozenfusion.utils.plugins import import_plugin
 from frozenfusion.utils.progress import TqdmHandler, log
 
+MAX_NAME_BYTES = 255
 NARROWEST = 40  # columns of a terminal
 INTERRUPTED, TERMINATED = 130, 143
 RESUMED = "finished work is kept, the same command resumes it"
@@ -56,6 +58,14 @@ class CommonOptions:
     def passes_over(cls, option: str, flags: Sequence[str]) -> bool:
         """Whether an option of a configuration file is beside the point of what the flags ask for."""
         return False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataOptions(CommonOptions):
+    """What every command takes that reads image–text pairs."""
+
+    no_follow_links: bool = False
+    """for data of strangers: texts and images that links lead out of its folder count as missing"""
 
 
 COMMON = ("imports", "config", "debug")
@@ -132,6 +142,7 @@ def _set_up_messages(say: Callable[[str], str], *, debug: bool) -> None:
 def parse(kind: type[Options], arguments: Sequence[str], command: str = "frozenfusion") -> Options:
     """Parse flags over the values of --config, if given, over the defaults. Raises UsageError."""
     for name in _values_of("import", arguments):
+        _check_names(name)
         import_plugin(name)
     grouped = grouped_options(kind)
     path = _values_of("config", arguments)
@@ -141,7 +152,17 @@ def parse(kind: type[Options], arguments: Sequence[str], command: str = "frozenf
         given = {word.partition("=")[0] for word in values["head_option"]}
         kept = [f"{name}={value}" for name, value in head_options.items() if name not in given]
         values["head_option"] = (*kept, *values["head_option"])
+    for value in values.values():
+        _check_names(*(value if isinstance(value, tuple) else [value]))
     return kind(**values)
+
+
+def _check_names(*values: Any) -> None:
+    """Raise UsageError for a path that no file system has: Python's own questions about one fail."""
+    for value in values:
+        for part in Path(value).parts if isinstance(value, str | Path) else ():
+            if len(os.fsencode(part)) > MAX_NAME_BYTES:
+                raise UsageError(f"{shown(part)}: longer than the {MAX_NAME_BYTES} bytes of a name: shorten it")
 
 
 def _tyro(grouped: type[Any], arguments: Sequence[str], command: str, default: Any = None) -> Any:
@@ -187,7 +208,7 @@ def _from_config(
     flags: list[str] = []
     given: list[str] = []
     head_options: dict[str, str] = {}
-    for key, value in _read_config(path).items():
+    for key, value in read_options(path).items():
         name = str(key).replace("-", "_")
         if name in ("import", *COMMON):
             raise UsageError(f"{path}: {key} is given on the command line alone: take it out of the file")
@@ -196,7 +217,7 @@ def _from_config(
         if kind.passes_over(name, arguments):
             continue
         if name == positional:
-            given = _words(value)
+            given = _words(value, f"{path}: {key}")
         elif name in ("head_option", "head_options"):
             head_options = _head_options(value, path)
         elif isinstance(value, bool):
@@ -206,7 +227,7 @@ def _from_config(
                 )
             flags += [known[name]] if value else []
         elif value is not None and value != []:
-            words = _words(value)
+            words = _words(value, f"{path}: {key}")
             if any(word.startswith("--") for word in words):
                 raise UsageError(f"{path}: {key}: {words[0]!r} looks like a flag: give its value alone")
             flags += [known[name], *words]
@@ -220,9 +241,12 @@ def _from_config(
 def _head_options(value: Any, path: Path) -> dict[str, str]:
     """Options of a head as a file has them: a list of NAME=VALUE, or a mapping."""
     if isinstance(value, dict):
+        strange = [name for name, of in value.items() if not isinstance(of, bool | int | float | str)]
+        if strange:
+            raise UsageError(f"{path}: head_options {strange[0]} is {shown(value[strange[0]])}, which it cannot be")
         return {str(name): json.dumps(of) for name, of in value.items()}
     found = {}
-    for word in _words(value):
+    for word in _words(value, f"{path}: head_option"):
         name, separator, of = word.partition("=")
         if not separator:
             raise UsageError(f"{path}: head_option {word}: expected NAME=VALUE, as in layers=4")
@@ -230,43 +254,10 @@ def _head_options(value: Any, path: Path) -> dict[str, str]:
     return found
 
 
-def _read_config(path: Path) -> dict[Any, Any]:
-    import yaml
-
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _unique_keys(yaml.SafeLoader))
-    except OSError as error:
-        raise UsageError(f"{path}: cannot read the configuration file ({error.strerror}): check the path") from error
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"{path}: not valid YAML ({one_line(error)})") from error
-    if isinstance(values, dict) and isinstance(values.get("options"), dict):
-        values = values["options"]  # a run's config.json
-    elif isinstance(values, dict) and {"format", "model"} <= values.keys():
-        raise UsageError(
-            f"{path}: of a model that was saved by itself, which does not tell how it was trained: give the config.json"
-            " of a training's run folder, or options of your own"
-        )
-    if not isinstance(values, dict):
-        raise UsageError(f"{path}: a configuration file holds lines of `option: value`")
-    return values
-
-
-def _unique_keys(loader: type[Any]) -> type[Any]:
-    """A safe loader of YAML (and so of JSON) that refuses a key which is given twice."""
-
-    class UniqueKeys(loader):  # type: ignore[misc]
-        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            keys = [key.value for key, _ in node.value]
-            twice = {str(key) for key in keys if keys.count(key) > 1}
-            if twice:
-                raise UsageError(f"{min(twice)} is given twice: keep one of them")
-            found: dict[Any, Any] = super().construct_mapping(node, deep)
-            return found
-
-    return UniqueKeys
-
-
-def _words(value: Any) -> list[str]:
-    return [str(part) for part in value] if isinstance(value, list) else [str(value)]
+def _words(value: Any, source: str) -> list[str]:
+    """The words of a value as a command line has them. Raises UsageError for what no command line can hold."""
+    parts = value if isinstance(value, list) else [value]
+    words = [str(part) for part in parts]
+    if any(isinstance(part, dict | list) for part in parts) or any("\0" in word for word in words):
+        raise UsageError(f"{source} is {shown(value)}, which it cannot be")
+    return words

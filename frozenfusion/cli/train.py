@@ -14,7 +14,7 @@ from tyro.conf import Positional
 
 from frozenfusion.cli.caches import cache_to_read
 from frozenfusion.cli.groups import Groups
-from frozenfusion.cli.parsing import COMMON, RESUMED, CommonOptions, run
+from frozenfusion.cli.parsing import COMMON, RESUMED, DataOptions, run
 from frozenfusion.fusion.options import parse_options
 from frozenfusion.training.config import ALL, TrainConfig, check_heads, check_seeds
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(CommonOptions, TrainConfig):
+class TrainOptions(DataOptions, TrainConfig):
     """Stage two: fine-tune the text encoder and a fusion head against the cached image features."""
 
     groups: ClassVar[Groups] = {
-        "files": ("cache", "run", "text_cache"),
+        "files": ("cache", "run", "text_cache", "no_follow_links"),
         "model": ("fusion", "alpha", "head_option", "text_encoder", "text_weights", "freeze_text", "max_length"),
         "training": (
             *("epochs", "batch_size", "lr", "weight_decay", "schedule"),
@@ -94,7 +94,7 @@ def _train(options: TrainOptions) -> str:
     single = len(options.fusion) == 1 and options.fusion != (ALL,) and len(options.seeds) < 2
     if single:
         RunFolder(options.run or default_folder(options.fusion[0])).check_free()
-    pairs = load_pairs(options.data)
+    pairs = load_pairs(options.data, follow_links=not options.no_follow_links)
     log.info(pairs.summary())
     store = FeatureStore(options.cache or cache_to_read(options.data))
     if single:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
 from frozenfusion.data.records import NO_LABEL, SENTIMENTS, Record, checked_id, read_lines, unique
+from frozenfusion.utils import fits
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import file_error
-from frozenfusion.utils.messages import shown
+from frozenfusion.utils.messages import first_few, shown
+from frozenfusion.utils.progress import log
 
 DATA = "data"
 RAW_LABELS = "labelResultAll.txt"
@@ -17,6 +20,8 @@ REFERENCE_LABELS = "ID-label.txt"
 REFERENCE_PARTS = {"ID-label-train.txt": "train", "ID-label-val.txt": "val", "ID-label-test.txt": "test"}
 UNLABELLED_COURSE_PART = "test_without_label.txt"
 COURSE_PARTS = {"train.txt": "train", "val.txt": "val", "test.txt": "test", UNLABELLED_COURSE_PART: "test"}
+
+LAYOUT_FILES = (DATA, RAW_LABELS, REFERENCE_LABELS, *REFERENCE_PARTS, *COURSE_PARTS)
 
 CONTRADICTING = "contradicting labels"
 UNLISTED = "not in the label files"
@@ -45,7 +50,7 @@ def read_folder(root: Path) -> tuple[str, list[Record], dict[str, int]]:
         return "unlabelled", _unlabelled_records(root), {}
     dropped = {
         CONTRADICTING: sum(record.label == CONTRADICTING for record in records),
-        UNLISTED: len(files.images.keys() - {record.id for record in records}),
+        UNLISTED: len(set(files.images.values()) - {record.image.name for record in records}),
     }
     kept = [record for record in records if record.label != CONTRADICTING]
     return layout, kept, {reason: count for reason, count in dropped.items() if count}
@@ -57,7 +62,8 @@ class DataFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.images: dict[str, str] = {}
-        self.texts: set[str] = set()
+        self.texts: dict[str, str] = {}
+        strange = []
         try:
             names = os.listdir(folder)
         except OSError as error:
@@ -66,15 +72,27 @@ class DataFolder:
             id, suffix = os.path.splitext(name)
             if name.startswith("."):
                 continue
+            if not fits.text(name):
+                strange.append(os.fsencode(name).decode("utf-8", "backslashreplace"))
             if suffix.lower() in IMAGE_SUFFIXES:
                 self.images[id] = min(self.images.get(id, name), name, key=_preference)
             elif suffix == ".txt":
-                self.texts.add(id)
+                self.texts[id] = name
+        if strange:
+            told = f"{len(strange):,} file names are not UTF-8, so that no pair can have them"
+            log.warning("%s: %s: %s: rename them", folder, told, first_few(strange))
 
     def record(self, id: str, source: str, label: str | None = None, split: str | None = None) -> Record:
         """The pair `id` with the paths of its two files, or where they should be."""
-        image = self.folder / self.images.get(checked_id(id, source), f"{id}.jpg")
-        return Record(id, source, image, self.folder / f"{id}.txt", label, split)
+        image = _named(self.images, checked_id(id, source)) or f"{id}.jpg"
+        text = _named(self.texts, id) or f"{id}.txt"
+        return Record(id, source, self.folder / image, self.folder / text, label, split)
+
+
+def _named(names: dict[str, str], id: str) -> str | None:
+    """The file of an id, whose accents can have another form on the disk: macOS writes them so."""
+    forms = (id, unicodedata.normalize("NFC", id), unicodedata.normalize("NFD", id))
+    return next((names[form] for form in forms if form in names), None)
 
 
 def _preference(name: str) -> tuple[int, str]:
@@ -179,7 +197,9 @@ def _unlabelled_records(root: Path) -> list[Record]:
     """The pairs of a data/ folder, or the images (with their texts) that lie in the folder itself."""
     inner = (root / DATA).is_dir()
     files = DataFolder(root / DATA if inner else root)
-    ids = files.images.keys() | files.texts if inner else files.images.keys()
+    ids = set(files.images)
+    if inner:
+        ids |= {id for id in files.texts if _named(files.images, id) is None}
     if not files.images:
         raise UserError(
             f"{root}: no image–text pairs: expected {REFERENCE_LABELS}, {RAW_LABELS} or train.txt (guid,tag) beside "

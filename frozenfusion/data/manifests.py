@@ -5,15 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from frozenfusion.data.records import (
-    NO_LABEL,
+    EMPTY_CELLS,
+    MAX_TABLE_BYTES,
     SENTIMENTS,
     Record,
     checked_id,
+    checked_label,
     checked_path,
     checked_split,
     read_lines,
@@ -21,9 +25,13 @@ from frozenfusion.data.records import (
     unique,
 )
 from frozenfusion.utils.errors import UserError
-from frozenfusion.utils.messages import shown
+from frozenfusion.utils.files import check_regular
+from frozenfusion.utils.messages import one_line, shown
+from frozenfusion.utils.progress import log
 
 NO_IMAGE = "no image given"  # the file name, never there, of a pair whose image cell is empty
+
+MANY_CLASSES = 20  # of one pair each
 
 _COLUMNS = ("id", "text", "text_path", "image", "label", "split")
 
@@ -37,7 +45,17 @@ def read_manifest(path: Path) -> tuple[list[Record], tuple[str, ...]]:
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise UserError(f"{path}: not a manifest: expected a folder, or a .csv, .tsv, .jsonl or .parquet file")
-    records = unique(_record(row, source, path.parent) for source, row in reader(path))
+    empty: Counter[str] = Counter()  # labels that stand for none
+
+    def read() -> Iterator[Record]:
+        for source, row in reader(path):
+            record = _record(row, source, path.parent)
+            if record.label is None and isinstance(row.get("label"), str):
+                empty[row["label"].strip()] += 1
+            yield record
+
+    records = unique(read())
+    _tell_of_labels(path, {cell: empty[cell] for cell in sorted(EMPTY_CELLS) if empty[cell]}, records)
     return records, label_names(record.label for record in records)
 
 
@@ -53,20 +71,30 @@ def _is_number(name: str) -> bool:
     return name.isascii() and name.isdecimal() and len(name) < 19
 
 
+def _tell_of_labels(path: Path, empty: Mapping[str, int], records: Sequence[Record]) -> None:
+    """Warn of labels that stand for none, and of a column that looks like names of pairs rather than of classes."""
+    if empty:
+        told = ", ".join(f"{count:,} {name}" for name, count in empty.items())
+        log.warning("%s: labels that stand for an empty cell are read as no label: %s", path, told)
+    classes = Counter(record.label for record in records if record.label is not None)
+    single = sum(count == 1 for count in classes.values())
+    if single >= MANY_CLASSES and 2 * single > len(classes):
+        told = f"{single:,} of the {len(classes):,} classes have one pair alone"
+        log.warning("%s: %s: is the column `label` what is to be learned?", path, told)
+
+
 def _record(row: dict[str, Any], source: str, folder: Path) -> Record:
     cells = {name: _cell(row.get(name), name, source) for name in _COLUMNS}
     text: str | Path = cells["text"]
     if not text and cells["text_path"]:
         text = checked_path(folder, cells["text_path"], source)
-    label, image = cells["label"].strip(), cells["image"].strip()
-    if label.lower() in SENTIMENTS:
-        label = label.lower()
+    image = cells["image"].strip()
     return Record(
         id=checked_id(cells["id"].strip(), source),
         source=source,
         image=checked_path(folder, image or NO_IMAGE, source),
         text=text,
-        label=None if label.lower() in NO_LABEL else label,
+        label=checked_label(cells["label"], source),
         split=checked_split(cells["split"], source),
     )
 
@@ -77,7 +105,7 @@ def _cell(value: Any, name: str, source: str) -> str:
         return ""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if not isinstance(value, str | int | float):
+    if not isinstance(value, str | int | float) or value in (math.inf, -math.inf):
         raise UserError(f"{source}: {name} is {shown(value)}: expected a string or a number")
     return str(value)
 
@@ -92,6 +120,7 @@ def _require_columns(names: Iterable[str], source: str) -> None:
 
 
 def _delimited(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    csv.field_size_limit(MAX_TABLE_BYTES)  # the file itself is no longer
     lines = csv.reader(
         io.StringIO(read_table(path), newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True
     )
@@ -140,6 +169,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         import pyarrow.parquet as parquet
     except ImportError as error:
         raise UserError(f"{path}: reading Parquet needs pyarrow: pip install pyarrow, or save it as .csv") from error
+    check_regular(path, MAX_TABLE_BYTES)
     try:
         with parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
@@ -149,8 +179,8 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 for row in batch.to_pylist():
                     row_number += 1
                     yield f"{path}: row {row_number}", row
-    except (arrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: cannot be read as Parquet ({error}): check the file") from error
+    except (arrow.ArrowException, ArithmeticError, LookupError, OSError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as Parquet ({one_line(error)}): check the file") from error
 
 
 READERS = {".csv": _delimited, ".tsv": _delimited, ".jsonl": _json_lines, ".parquet": _parquet}  # by a file's suffix

@@ -12,10 +12,12 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from frozenfusion.data.folders import read_folder
+from frozenfusion.data.folders import LAYOUT_FILES, read_folder
+from frozenfusion.data.links import check_inside, without_links
 from frozenfusion.data.manifests import read_manifest
 from frozenfusion.data.records import SENTIMENTS, Record, line_count, read_text
 from frozenfusion.utils.errors import UsageError, UserError
+from frozenfusion.utils.files import writing
 from frozenfusion.utils.messages import printable
 
 SEVERAL_LINES = "several lines"
@@ -41,8 +43,8 @@ class Pairs(Sequence[Pair]):
         layout: "reference", "mvsa", "course", "manifest" or "unlabelled".
         label_names: the classes; labels are positions in it.
         pairs: themselves.
-        text_counts: how the texts were read: "utf-8", "gb18030", "replaced", "empty" and "missing" add up to all
-            pairs, "several lines" is beside them.
+        text_counts: how the texts were read: "utf-8", "utf-16", "gb18030", "replaced", "empty" and "missing" add up to
+            all pairs, "several lines" is beside them.
         dropped: pairs that were left out, by reason.
     """
 
@@ -106,7 +108,7 @@ def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{count:,} {printable(name)}" for name, count in counts.items() if count)
 
 
-def load_pairs(path: str | Path) -> Pairs:
+def load_pairs(path: str | Path, *, follow_links: bool = True) -> Pairs:
     """Read a folder or manifest of image–text pairs; its layout is recognised by what is there.
 
     Texts are read, images are not opened.
@@ -114,19 +116,29 @@ def load_pairs(path: str | Path) -> Pairs:
     Args:
         path: a folder (the reference's layout, MVSA's, the course's, or images with texts), or a manifest (.csv, .tsv,
             .jsonl, .parquet): docs/data.md.
+        follow_links: False, for data of strangers, takes a text or image that a link leads out of the folder (the
+            manifest's folder) as missing.
 
     Raises:
         UserError: an unknown layout or label, an id that comes twice or is no plain name, a path that leaves the data
-            folder, a malformed line; each with its file and line.
+            folder, a malformed line; each with its file and line. Without links, a label file that is one.
     """
     path = Path(path)
-    if path.is_dir():
-        layout, records, dropped = read_folder(path)
-        return _assemble(path, layout, SENTIMENTS, records, dropped)
-    if not path.exists():
+    with writing(path):  # a name that no file system has
+        is_folder, is_there = path.is_dir(), path.exists()
+    if not is_there:
         raise UserError(f"{path}: no such folder or manifest: check the path")
-    records, names = read_manifest(path)
-    return _assemble(path, "manifest", names, records, {})
+    if is_folder:
+        if not follow_links:
+            check_inside(path, LAYOUT_FILES)
+        layout, records, dropped = read_folder(path)
+        names: tuple[str, ...] = SENTIMENTS
+    else:
+        records, names = read_manifest(path)
+        layout, dropped = "manifest", {}
+    if not follow_links:
+        records = without_links(path if is_folder else path.parent, records)
+    return _assemble(path, layout, names, records, dropped)
 
 
 def require_pairs(pairs: object) -> None:
@@ -149,7 +161,7 @@ def _assemble(path: Path, layout: str, names: tuple[str, ...], records: list[Rec
         found[SEVERAL_LINES] += line_count(text) > 1
         label = None if record.label is None else index[record.label]
         pairs.append(Pair(record.id, text, record.image, label, record.split))
-    order = ("utf-8", "gb18030", "replaced", "empty", "missing", SEVERAL_LINES)
+    order = ("utf-8", "utf-16", "gb18030", "replaced", "empty", "missing", SEVERAL_LINES)
     counts = {name: found[name] for name in order if found[name]}
     return Pairs(path, layout, names, tuple(pairs), counts, dropped)
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import codecs
 import errno
+import os
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from frozenfusion.utils.errors import UserError
-from frozenfusion.utils.files import NotRegularError, TooLargeError, file_error, read_regular_file
+from frozenfusion.utils.files import NotRegularError, TooLargeError, file_error, read_file, read_regular_file
 from frozenfusion.utils.messages import shown
 from frozenfusion.utils.progress import log
 
 SENTIMENTS = ("positive", "neutral", "negative")  # MVSA's labels 0, 1, 2
 NO_LABEL = frozenset({"", "null"})
+# How pandas and its like write a cell that is empty, and read it again: a class of that name is an accident.
+EMPTY_CELLS = frozenset({"nan", "NaN", "-nan", "None", "NULL", "NA", "N/A", "n/a", "<NA>", "#N/A", "NaT"})
 
 MAX_TABLE_BYTES = 2**30
 MAX_TEXT_BYTES = 2**20
@@ -24,6 +28,7 @@ MAX_PATH_BYTES = 4096
 
 _NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO})
 _LINE_END = re.compile(r"\r\n|\r|\n")
+_WHOLE = re.compile(r"^(-?\d+)\.0$", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SPLITS = {"": None, "train": "train", "test": "test", **dict.fromkeys(("val", "valid", "validation", "dev"), "val")}
 
@@ -72,7 +77,31 @@ def checked_path(folder: Path, name: str, source: str) -> Path:
         raise UserError(f"{source}: path {shown(name)} leaves {folder}: give paths inside that folder")
     if _encoded_length(name, source) > MAX_PATH_BYTES or any(len(p.encode()) > MAX_NAME_BYTES for p in path.parts):
         raise UserError(f"{source}: path {shown(name)} is longer than a file system allows: shorten it")
-    return folder / path
+    return existing(folder, Path(path))
+
+
+def checked_label(label: str, source: str) -> str | None:
+    """`label` as the name of a class, None for no label. Raises UserError for what is no name.
+
+    A class is the same however a table stores it: whole numbers in a column with gaps are 1.0, accents have two forms.
+    """
+    name = unicodedata.normalize("NFC", label.strip())
+    if name.lower() in NO_LABEL or name in EMPTY_CELLS:
+        return None
+    if name.lower() in SENTIMENTS:
+        return name.lower()
+    if _CONTROL.search(name) or _encoded_length(name, source) > MAX_NAME_BYTES:
+        raise UserError(f"{source}: label {shown(name)} is no name of a class: give it a short one on one line")
+    return _WHOLE.sub(r"\1", name)
+
+
+def existing(folder: Path, name: Path) -> Path:
+    """`name` below `folder`; where it is only there with its accents in their other form, that file."""
+    if not str(name).isascii() and not os.path.lexists(folder / name):
+        for other in (unicodedata.normalize(form, str(name)) for form in ("NFC", "NFD")):
+            if os.path.lexists(folder / other):
+                return folder / other
+    return folder / name
 
 
 def checked_split(name: str, source: str) -> str | None:
@@ -99,19 +128,15 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
 
 def read_table(path: Path) -> str:
     """A whole label file or manifest, of bounded size, as text. Raises UserError."""
-    try:
-        text, encoding = _decode(read_regular_file(path, MAX_TABLE_BYTES))
-    except (NotRegularError, TooLargeError) as error:
-        raise UserError(f"{path}: {error}: a label file or manifest was expected") from error
-    except OSError as error:
-        raise file_error(error, path) from error
+    text, encoding = _decode(read_file(path, MAX_TABLE_BYTES))
     if encoding != "utf-8":
-        log.warning("%s: not UTF-8, read as gb18030%s", path, ", in part" if encoding == "replaced" else "")
+        told = "UTF-8, with letters that cannot be read" if encoding == "replaced" else encoding
+        log.warning("%s: not UTF-8, read as %s", path, told)
     return text
 
 
 def read_text(path: Path) -> tuple[str, str]:
-    """The text file of a pair and how it was read: "utf-8", "gb18030", "replaced", "empty" or "missing".
+    """The text file of a pair and how it was read: "utf-8", "utf-16", "gb18030", "replaced", "empty" or "missing".
 
     Only its first MAX_TEXT_BYTES count. Raises UserError where a file is there but may not be read.
     """
@@ -130,8 +155,9 @@ def read_text(path: Path) -> tuple[str, str]:
 def decode_text(data: bytes, *, cut: bool = False) -> tuple[str, str]:
     """A pair's text without the white space around it, and how it was read: see read_text.
 
-    Bytes are UTF-8, else gb18030, else UTF-8 with replacement characters. That order is the reference's: 23 % of
-    MVSA's texts are gb18030. With `cut` the last character may be incomplete.
+    Bytes that begin with UTF-16's mark are that; others are UTF-8, else gb18030, else UTF-8 with replacement
+    characters. That order is the reference's: 23 % of MVSA's texts are gb18030. With `cut` the last character may be
+    incomplete.
     """
     text, encoding = _decode(data, cut)
     text = text.strip()
@@ -144,7 +170,8 @@ def line_count(text: str) -> int:
 
 
 def _decode(data: bytes, cut: bool = False) -> tuple[str, str]:
-    for encoding in ("utf-8", "gb18030"):
+    marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # which is in neither of the others
+    for encoding in (*(["utf-16"] if marked else []), "utf-8", "gb18030"):
         try:
             text = codecs.getincrementaldecoder(encoding)().decode(data, final=not cut)
         except UnicodeDecodeError:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from frozenfusion.data.pairs import Pair, Pairs
+from frozenfusion.utils import fits
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import read_json, write_json
 
@@ -51,10 +52,17 @@ class Split:
         names = [field.name for field in fields(cls)]
         if not isinstance(values, dict) or sorted(values) != sorted(names):
             raise UserError(f"{path}: not a split: expected a JSON object of {', '.join(names)}")
-        for part in ("train", "val", "test"):
-            if not isinstance(values[part], list) or not all(isinstance(id, str) for id in values[part]):
-                raise UserError(f"{path}: not a split: {part} is no list of ids")
+        wrong = fits.misfit(values, _FITS)
+        if wrong:
+            raise UserError(f"{path}: not a split: {wrong}: restore the file")
         return cls(**values)
+
+
+_FITS: Mapping[str, fits.Fit] = {
+    "source": fits.text,
+    "seed": fits.whole(0, 2**63 - 1),
+    **dict.fromkeys(("train", "val", "test"), fits.texts),
+}
 
 
 class Overlap(NamedTuple):

@@ -27,6 +27,7 @@ from frozenfusion.text.cache import cached_texts, text_cache
 from frozenfusion.text.tokens import TokenizedTexts, load_tokenizer, tokenize
 from frozenfusion.utils.device import is_out_of_memory
 from frozenfusion.utils.errors import UserError
+from frozenfusion.utils.files import MAX_JSON_BYTES, read_file
 from frozenfusion.utils.progress import Progress, log
 from frozenfusion.utils.tensors import read_metadata
 
@@ -132,5 +133,5 @@ def _digest(folder: Path, suffix: str = "") -> str:
     """Digest of the files of a folder whose names end so."""
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(path for path in folder.iterdir() if path.is_file() and path.name.endswith(suffix)):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+        digest.update(path.name.encode() + b"\0" + read_file(path, MAX_JSON_BYTES))
     return digest.hexdigest()

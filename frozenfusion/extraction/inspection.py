@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from frozenfusion.data.identity import Comparison, compare_files, how_to_mend
-from frozenfusion.data.pairs import load_pairs
+from frozenfusion.data.pairs import Pairs, load_pairs
 from frozenfusion.store.reader import FeatureStore
 from frozenfusion.store.status import OK
 from frozenfusion.utils.errors import UserError
@@ -33,8 +33,8 @@ def info(cache: Path) -> str:
     return "\n".join(f"{name:<{width}}  {value}" for name, value in told.items())
 
 
-def verify(cache: Path, data: Path | None = None) -> str:
-    """Check every row against its checksum and, with `data`, every image file against its row's digest.
+def verify(cache: Path, data: Path | None = None, *, follow_links: bool = True) -> str:
+    """Check every row against its checksum and, with `data`, every image file there against its row's digest.
 
     Returns what was found, if all is well. Raises UserError that names what is not.
     """
@@ -53,7 +53,7 @@ def verify(cache: Path, data: Path | None = None) -> str:
         told += f" ({pending:,} more are pending)"
     if data is None:
         return told
-    found, changed = _compare(store, data)
+    found, changed = _compare(store, load_pairs(data, follow_links=follow_links))
     if changed:
         raise UserError(
             f"{data}: {len(changed):,} of {found.there:,} images are not those that {cache} was made from "
@@ -62,9 +62,8 @@ def verify(cache: Path, data: Path | None = None) -> str:
     return f"{told}, and come from the {found.there:,} image files that are there"
 
 
-def _compare(store: FeatureStore, data: Path) -> tuple[Comparison, list[str]]:
+def _compare(store: FeatureStore, pairs: Pairs) -> tuple[Comparison, list[str]]:
     """Every image file that is there beside its row's digest, and the ids of those that differ."""
-    pairs = load_pairs(data)
     rows = store.rows(pairs.ids)
     places = np.flatnonzero((rows >= 0) & (store.status[rows] == OK))
     found = compare_files(store, rows[places], [pairs[place].image for place in places.tolist()], every=True)

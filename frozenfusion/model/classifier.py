@@ -24,7 +24,7 @@ from frozenfusion.model.run_folder import CHECKPOINTS
 from frozenfusion.model.saving import find_run, load_parts, load_weights, save_model
 from frozenfusion.store.reader import FeatureStore
 from frozenfusion.text.encoder import check_max_length
-from frozenfusion.utils.errors import UsageError
+from frozenfusion.utils.errors import UsageError, UserError
 
 
 class PairClassifier(PairNetwork):
@@ -118,7 +118,7 @@ def build_model(
 ) -> PairClassifier:
     """A new model: the given text encoder (None only for heads that read no text), the rest drawn from the seed.
 
-    Raises UserError where max_length is more than the text encoder reads.
+    Raises UserError where max_length is more than the text encoder reads, or the tokenizer has more tokens.
     """
     if not config.reads_text:
         text_encoder = None
@@ -127,6 +127,12 @@ def build_model(
     text_width = DEFAULT_WIDTH if text_encoder is None else int(text_encoder.config.hidden_size)
     if text_encoder is not None:
         check_max_length(text_encoder, config.max_length)
+        words = getattr(text_encoder.config, "vocab_size", None)
+        if tokenizer is not None and isinstance(words, int) and len(tokenizer) > words:
+            raise UserError(
+                f"the tokenizer has {len(tokenizer):,} tokens, and the text encoder knows {words:,}: use the two of one"
+                " model"
+            )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return PairClassifier(config, text_encoder, text_width, tokenizer)

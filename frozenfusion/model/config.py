@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 from frozenfusion.fusion.base import HEADS, FusionHead
 from frozenfusion.fusion.registry import check_options, head_class, source_of, unsupported_reason
+from frozenfusion.utils import fits
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.progress import log
 
@@ -102,45 +103,36 @@ class ModelConfig:
         names = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(values, dict) or not {"fusion", "label_names"} <= values.keys() <= names:
             raise ValueError("not the description of a model that this program can build")
-        wrong = [name for name, value in values.items() if not _FITS[name](value)]
+        wrong = fits.misfit(values, _FITS)
         if wrong:
-            raise ValueError(f"{wrong[0]} is {str(values[wrong[0]])[:40]!r}, which no model has")
+            raise ValueError(wrong)
         return cls(**{**values, "label_names": tuple(values["label_names"])})
 
 
-def _whole(value: Any, low: int, high: int = 2**24) -> bool:
-    return type(value) is int and low <= value <= high
+_SHARE = fits.number(0, 1 - 2**-53)
 
 
-def _share(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value < 1
+def _options(value: Any) -> bool:
+    return fits.scalars(value) and fits.few_layers(value)
 
 
-def _names(value: Any) -> bool:
-    return isinstance(value, list | tuple) and bool(value) and all(isinstance(name, str) for name in value)
-
-
-def _texts(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(text, str) for pair in value.items() for text in pair)
-
-
-# What each entry of a config.json may be: such a file may come from anybody.
-_FITS: Mapping[str, Callable[[Any], bool]] = {
-    "fusion": lambda value: isinstance(value, str),
-    "label_names": _names,
-    "fusion_options": lambda value: isinstance(value, dict),
-    "text_encoder": lambda value: isinstance(value, str),
-    "text_weights": lambda value: isinstance(value, str),
-    "freeze_text": lambda value: isinstance(value, bool),
-    "max_length": lambda value: _whole(value, 1),
-    "image_width": lambda value: _whole(value, 1),
-    "image_regions": lambda value: _whole(value, 0),
-    "image_dropout": _share,
-    "width": lambda value: value is None or _whole(value, 1),
-    "modality_dropout": _share,
-    "image_fingerprint": lambda value: isinstance(value, dict),
-    "image_weights": lambda value: isinstance(value, str),
-    "head_source": _texts,
+# What each entry of a config.json may be.
+_FITS: Mapping[str, fits.Fit] = {
+    "fusion": fits.text,
+    "label_names": lambda value: fits.texts(value) and 0 < len(set(value)) == len(value),
+    "fusion_options": _options,
+    "text_encoder": fits.text,
+    "text_weights": fits.text,
+    "freeze_text": fits.flag,
+    "max_length": fits.whole(1),
+    "image_width": fits.whole(1),
+    "image_regions": fits.whole(),
+    "image_dropout": _SHARE,
+    "width": fits.optional(fits.whole(1)),
+    "modality_dropout": _SHARE,
+    "image_fingerprint": fits.scalars,
+    "image_weights": fits.text,
+    "head_source": lambda value: fits.scalars(value) and all(map(fits.text, value.values())),
 }
 
 

@@ -13,21 +13,34 @@ from typing import Any
 from frozenfusion.data.splits import Split
 from frozenfusion.model.checksums import CHECKSUMS, without_checksum
 from frozenfusion.model.config import ModelConfig
+from frozenfusion.text.hub import settled
+from frozenfusion.utils import fits
 from frozenfusion.utils.errors import UserError
-from frozenfusion.utils.files import (
-    MAX_JSON_BYTES,
-    NotRegularError,
-    TooLargeError,
-    file_error,
-    read_json,
-    read_regular_file,
-    sweep_folder,
-    writing,
-)
+from frozenfusion.utils.files import MAX_JSON_BYTES, parse_json, read_file, read_json, sweep_folder, writing
 
 FORMAT = 1
 CHECKPOINTS = {"best": "model.safetensors", "last": "last.safetensors"}
 UNKNOWN = "unknown"  # source of the split of a model that was saved by itself
+
+# What is figured of each epoch, and what of a whole run; shares are in [0, 1], nothing stands for no validation part.
+_FIGURE, _ACCURACY = fits.number(), fits.number(0, 1)
+_VALIDATED = ("val_loss", "val_accuracy", "val_macro_f1")
+_EPOCH: Mapping[str, fits.Fit] = {
+    "epoch": fits.whole(1),
+    **dict.fromkeys(("lr", "train_loss", "seconds"), _FIGURE),
+    "train_accuracy": _ACCURACY,
+    "val_loss": fits.optional(_FIGURE),
+    **dict.fromkeys(("val_accuracy", "val_macro_f1"), fits.optional(_ACCURACY)),
+}
+_SUMMARY: Mapping[str, fits.Fit] = {
+    "fusion": fits.text,
+    "seed": fits.whole(0, 2**63 - 1),
+    **dict.fromkeys(("epochs", "best_epoch"), fits.whole(1)),
+    "trained_parameters": fits.whole(0, 2**63 - 1),
+    "seconds_per_epoch": _FIGURE,
+    "val_loss": fits.optional(_FIGURE),
+    **dict.fromkeys(("val_accuracy", "val_macro_f1"), fits.optional(_ACCURACY)),
+}
 
 # The options of a training that make its run what it is: with another value it would be another run. All but `epochs`,
 # which may grow, are held against the checkpoint; runs that agree in all, and in their head, are repetitions of one
@@ -149,6 +162,8 @@ class RunFolder:
         options = options if isinstance(options, dict) else {}
         # what the head was given stands in the model's configuration
         chosen = {name: options.get(name) for name in RECIPE if name not in ("alpha", "head_options")}
+        if isinstance(chosen["text_encoder"], str):
+            chosen["text_encoder"] = settled(chosen["text_encoder"])
         return json.dumps([chosen, self.model_config.fusion_options], sort_keys=True, default=str)
 
     @cached_property
@@ -164,13 +179,22 @@ class RunFolder:
     @cached_property
     def history(self) -> list[Mapping[str, Any]]:
         """The lines of metrics.jsonl, one per epoch; none where the file is missing."""
-        return _read_lines(self.file("metrics.jsonl"))
+        path = self.file("metrics.jsonl")
+        if not path.exists():
+            return []
+        lines = [line for line in read_file(path, MAX_JSON_BYTES).splitlines() if line.strip()]
+        return checked_history([parse_json(line, path) for line in lines], path)
 
     @cached_property
     def summary(self) -> Mapping[str, Any]:
         """What training left in summary.json, or nothing."""
-        values = read_json(self.summary_file) if self.summary_file.exists() else {}
-        return without_checksum(values, self.summary_file) if isinstance(values, dict) else {}
+        if not self.summary_file.exists():
+            return {}
+        values = read_json(self.summary_file)
+        wrong = fits.misfit(values, _SUMMARY)
+        if wrong:
+            raise UserError(f"{self.summary_file}: not the summary of a run ({wrong}): restore or remove the file")
+        return without_checksum(values, self.summary_file)
 
     def validation(self, checkpoint: str) -> float | None:
         """Accuracy on the validation part at the checkpoint (best or last), None where there was no such part."""
@@ -246,19 +270,16 @@ def _is_own(name: str) -> bool:
     return name in _FILES or name.startswith((".", "best-", "epoch-")) or name.endswith(".lock")
 
 
-def _are_numbers(line: Mapping[str, Any]) -> bool:
-    return all(value is None or type(value) in (int, float) for value in line.values())
-
-
-def _read_lines(path: Path) -> list[Mapping[str, Any]]:
-    if not path.exists():
-        return []
-    try:
-        lines = [json.loads(line) for line in read_regular_file(path, MAX_JSON_BYTES).splitlines() if line.strip()]
-    except (NotRegularError, TooLargeError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not lines of JSON ({error}): restore or remove the file") from error
-    except OSError as error:
-        raise file_error(error, path) from error
-    if not all(isinstance(line, dict) and "epoch" in line and _are_numbers(line) for line in lines):
-        raise UserError(f"{path}: a line is no epoch's figures: restore or remove the file")
+def checked_history(lines: Any, path: Path) -> list[Mapping[str, Any]]:
+    """The figures of epochs that a file of a run holds. Raises UserError for anything else."""
+    if not isinstance(lines, list):
+        raise UserError(f"{path}: holds no list of epochs: restore or remove the file")
+    for number, line in enumerate(lines, 1):
+        wrong = fits.misfit(line, _EPOCH, _EPOCH)
+        if not wrong and line["epoch"] != number:
+            wrong = f"is called {line['epoch']}"
+        if not wrong and len({line[name] is None for name in _VALIDATED} | {lines[0]["val_loss"] is None}) > 1:
+            wrong = "has another validation part than the others"
+        if wrong:
+            raise UserError(f"{path}: no epoch's figures (epoch {number} {wrong}): restore or remove the file")
     return lines

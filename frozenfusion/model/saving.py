@@ -8,21 +8,23 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from frozenfusion.model.checksums import CHECKSUMS, check_files, write_checksums
-from frozenfusion.model.config import ModelConfig
-from frozenfusion.model.network import PairNetwork
-from frozenfusion.model.run_folder import FORMAT, RESTORED, RunFolder
+from frozenfusion.model.config import DEFAULT_WIDTH, ModelConfig
+from frozenfusion.model.network import PairNetwork, count_parameters
+from frozenfusion.model.run_folder import CHECKPOINTS, FORMAT, RESTORED, RunFolder
 from frozenfusion.text.encoder import load_text_config, new_encoder
 from frozenfusion.text.tokens import load_tokenizer, save_tokenizer
 from frozenfusion.utils.errors import UserError
-from frozenfusion.utils.files import link_or_copy, write_atomically, write_json, writing
+from frozenfusion.utils.files import link_or_copy, parse_json, write_atomically, write_json, writing
 from frozenfusion.utils.messages import one_line
 from frozenfusion.utils.tensors import fill, read_metadata, read_tensors, weights_sha256, write_tensors
 
 HUB_FILES = ["config.json", "split.json", CHECKSUMS, "tokenizer/*", "text_encoder/*"]  # and the weights
+SMALL = 2**24  # parameters that any machine has room for
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -68,10 +70,9 @@ def save_weights(model: PairNetwork, path: Path) -> None:
 def load_weights(model: PairNetwork, path: Path) -> None:
     """Put the weights of a safetensors file into the model. Raises UserError that names what differs."""
     own, tensors = _own_state(model), read_tensors(path)
-    try:
-        written = json.loads(read_metadata(path).get("model", "{}"))
-    except ValueError:
-        written = {}
+    written = parse_json(read_metadata(path).get("model", "{}"), path)
+    if not isinstance(written, dict):
+        raise UserError(f"{path}: damaged (its metadata describe no model): restore it")
     ours = json.loads(json.dumps(model.config.to_json()))
     differences = [
         f"{name} {written[name]} there, {ours[name]} here"
@@ -114,6 +115,24 @@ def check_whole(run: RunFolder) -> None:
     if lost:
         raise UserError(f"{lost[0]}: not there: check the path, or copy all of the run's folder ({RESTORED})")
     check_files(run.path)
+    _check_size(run)
+
+
+def _check_size(run: RunFolder) -> None:
+    """Raise UserError where a model is described as larger than its weights, before memory is taken for it."""
+    config, encoder = run.model_config, None
+    files = [run.frozen_encoder, *map(run.weights, CHECKPOINTS)]
+    held = sum(file.stat().st_size for file in files if file.is_file())
+    with torch.device("meta"):  # which takes no memory
+        if config.reads_text:
+            encoder = new_encoder(load_text_config(run.text_encoder))
+        width = DEFAULT_WIDTH if encoder is None else int(encoder.config.hidden_size)
+        described = count_parameters(PairNetwork(config, encoder, width), trained=False)
+    if described > max(held, SMALL):  # a parameter has a byte or more
+        raise UserError(
+            f"{run.path}: its configuration describes {described:,} parameters, and its weights have {held:,} bytes:"
+            " restore config.json and text_encoder/"
+        )
 
 
 def find_run(name_or_path: str | Path, checkpoint: str) -> RunFolder:

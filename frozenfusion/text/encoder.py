@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
+from frozenfusion.text.checks import check_configuration, check_files, check_size, check_weight_types
 from frozenfusion.text.hub import find_files
 from frozenfusion.text.kernels import use_fast_kernels
 from frozenfusion.text.tokens import quiet
 from frozenfusion.utils.errors import UsageError, UserError
 from frozenfusion.utils.messages import first_line
 from frozenfusion.utils.progress import log
+from frozenfusion.utils.tensors import unusable
 
 
 class TextFeatures(NamedTuple):
@@ -52,6 +54,10 @@ def load_text_encoder(name_or_path: str | Path, weights: str = "pretrained", see
     """
     folder = find_files(name_or_path, weights=weights == "pretrained")
     config = load_text_config(folder)
+    with torch.device("meta"):  # which takes no memory
+        check_size(new_encoder(config), folder / "config.json")
+    if weights != "random":
+        check_weight_types(folder)
     with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(seed)  # also settles the parts that a pretrained file lacks
         encoder = new_encoder(config) if weights == "random" else _pretrained(folder, config)
@@ -65,6 +71,8 @@ def load_text_config(folder: Path) -> Any:
     """The configuration of the text encoder in a folder. Raises UserError."""
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no config.json there: give the folder of a text encoder")
+    check_files(folder)
+    check_configuration(folder / "config.json")
     try:
         with quiet():
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
@@ -112,6 +120,9 @@ def _pretrained(folder: Path, config: Any) -> PreTrainedModel:
             f"{folder}: the weights do not fit config.json ({len(lost)} parameters are missing, {lost[0]} first): "
             "use the two files of one model"
         )
+    reason = unusable(encoder.state_dict())
+    if reason:
+        raise UserError(f"{folder}: weights that cannot be used ({reason}): fetch the file again")
     if missing:
         log.warning("%s has no weights for the pooled output: it starts at random and is trained", folder)
     use_fast_kernels(encoder)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.messages import one_line
@@ -22,6 +23,12 @@ WEIGHT_FILES = (
 )
 _DOWNLOAD_SIZES = {"albert-base-v2": "47 MB", "albert/albert-base-v2": "47 MB"}  # where we know them
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def settled(name_or_path: str) -> str:
+    """A text encoder's name such that the same encoder has the same: of a folder its whole path, else as given."""
+    folder = Path(name_or_path).expanduser()
+    return os.path.realpath(folder) if folder.is_dir() else name_or_path
 
 
 def find_files(name_or_path: str | Path, *, weights: bool) -> Path:
@@ -53,6 +60,8 @@ def _from_hub(name: str, weights: bool) -> Path:
             return folder
     except LocalEntryNotFoundError:
         pass
+    except HFValidationError as error:
+        raise UserError(f"`text_encoder={name}`: no such folder, and no name of the hub: check it") from error
     log.info("fetching %s from the Hugging Face hub", name)
     try:
         for kind in ([], *([["model*.safetensors"], ["pytorch_model*.bin"]] if weights else [])):

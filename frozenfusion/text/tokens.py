@@ -5,7 +5,9 @@ Shapes: b texts of a batch, l tokens, n texts.
 
 from __future__ import annotations
 
+import functools
 import json
+import secrets
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import logging as chatter
 
+from frozenfusion.text.checks import check_files
 from frozenfusion.text.hub import find_files
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import writing
@@ -69,21 +72,22 @@ class TokenizedTexts:
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> TokenizedTexts:
-    """Tokenise all texts at once, special tokens included, each cut to max_length tokens."""
-    ids: list[list[int]] = []
-    types: list[list[int]] = []
-    truncated = 0
-    if texts:
-        with quiet():
-            encoded = tokenizer(
-                list(texts),
-                truncation=True,
-                max_length=max_length,
-                return_token_type_ids=True,
-                return_attention_mask=False,
-            )
-        ids, types = encoded["input_ids"], encoded["token_type_ids"]
-        truncated = sum(bool(encoding.overflowing) for encoding in encoded.encodings or ())
+    """Tokenise all texts at once, special tokens included, each cut to max_length tokens.
+
+    Special tokens are the tokenizer's to add: where a text spells one ("[SEP]"), its letters are read like any others.
+    """
+    ids, types, cut = _encode(tokenizer, texts, max_length)
+    special, unknown = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}, tokenizer.unk_token
+    added = tokenizer.num_special_tokens_to_add()
+    spelt = [
+        i
+        for i, row in enumerate(ids)
+        if sum(token in special for token in row) > added or (unknown and unknown in texts[i])
+    ]
+    if spelt:
+        plain = _encode(_without_names(tokenizer), [texts[i] for i in spelt], max_length)
+        for place, own, kinds, longer in zip(spelt, *plain, strict=True):
+            ids[place], types[place], cut[place] = own, kinds, longer
     lengths = np.array([len(row) for row in ids], dtype=np.int64)
     return TokenizedTexts(
         ids=np.fromiter((token for row in ids for token in row), dtype=np.int32, count=int(lengths.sum())),
@@ -91,7 +95,50 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_lengt
         offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
         pad_id=tokenizer.pad_token_id or 0,
         max_length=max_length,
-        truncated=truncated,
+        truncated=sum(cut),
+    )
+
+
+Encoded = tuple[list[list[int]], list[list[int]], list[bool]]
+"""Token ids and types of texts, and whether each was longer."""
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> Encoded:
+    if not texts:
+        return [], [], []
+    with quiet(), _told("the tokenizer does not work", "restore its files"):
+        encoded = tokenizer(
+            list(texts),
+            truncation=True,
+            max_length=max_length,
+            return_token_type_ids=True,
+            return_attention_mask=False,
+        )
+    cut = [bool(encoding.overflowing) for encoding in encoded.encodings or ()] or [False] * len(texts)
+    return encoded["input_ids"], encoded["token_type_ids"], cut
+
+
+@functools.lru_cache(maxsize=2)
+def _without_names(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The same tokenizer, in which special tokens have names that no text spells; their ids stay."""
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        return tokenizer
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    model = backend["model"]
+    unknown = model.get("unk_token")  # which the model itself knows by its name
+    backend["added_tokens"] = [token for token in backend["added_tokens"] if token["content"] != unknown]
+    names = [token["content"] for token in backend["added_tokens"] if token["special"]]
+    secret = {name: f"\uffff{secrets.token_hex(8)}{name}" for name in names}
+    for token in backend["added_tokens"]:
+        token["content"] = secret.get(token["content"], token["content"])
+    vocabulary = model["vocab"]  # whose pieces would be found in a text even where the token is not
+    model["vocab"] = (
+        {secret.get(name, name): id for name, id in vocabulary.items()}
+        if isinstance(vocabulary, dict)
+        else [[secret.get(name, name), score] for name, score in vocabulary]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(backend)), model_max_length=tokenizer.model_max_length
     )
 
 
@@ -101,15 +148,25 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
     A fast one is kept as its plain `tokenizer.json`, which means the same in every version of transformers.
     """
     folder = find_files(name_or_path, weights=False)
+    check_files(folder)
+    needs = "the folder needs config.json and tokenizer.json or spiece.model"
+    with quiet(), _told(f"{folder}: cannot load a tokenizer", needs):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        return _plain(tokenizer, folder) if isinstance(tokenizer, PreTrainedTokenizerFast) else tokenizer
+
+
+@contextmanager
+def _told(what: str, advice: str) -> Iterator[None]:
+    """Turn whatever a tokenizer's library raises inside the block into a UserError."""
     try:
-        with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # any of a dozen kinds, by what is wrong with the files
-        raise UserError(
-            f"{folder}: cannot load a tokenizer ({first_line(error)}): "
-            "the folder needs config.json and tokenizer.json or spiece.model"
-        ) from error
-    return _plain(tokenizer, folder) if isinstance(tokenizer, PreTrainedTokenizerFast) else tokenizer
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        # any of a dozen kinds, by what is wrong with the files; a panic of the Rust half is no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"{what} ({first_line(error)}): {advice}") from error
 
 
 def _plain(tokenizer: PreTrainedTokenizerFast, folder: Path) -> PreTrainedTokenizerFast:

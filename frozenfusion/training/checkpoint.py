@@ -20,10 +20,12 @@ from torch import Tensor
 
 from frozenfusion.model.checksums import with_checksum, write_checksums
 from frozenfusion.model.classifier import PairClassifier
-from frozenfusion.model.run_folder import RunFolder
+from frozenfusion.model.run_folder import RunFolder, checked_history
 from frozenfusion.model.saving import current_name, save_weights
+from frozenfusion.utils import fits
 from frozenfusion.utils.errors import UserError
-from frozenfusion.utils.files import link_or_copy, write_atomically, write_json
+from frozenfusion.utils.files import check_regular, link_or_copy, parse_json, write_atomically, write_json
+from frozenfusion.utils.messages import shown
 from frozenfusion.utils.tensors import check_tensors, first_difference, read_tensors, write_tensors
 
 FORMAT = 1
@@ -73,18 +75,19 @@ def read_state(folder: RunFolder) -> State | None:
     """How far the run in a folder is, without reading parameters; None if it has no finished epoch."""
     if not folder.checkpoint.exists():
         return None
-    with _opened(folder.checkpoint) as file:
-        try:
-            header = json.loads((file.metadata() or {})["state"])
-            if header["format"] != FORMAT:
-                raise UserError(
-                    f"{folder.checkpoint}: format {header['format']}, and this program reads {FORMAT}: "
-                    "resume with the program that made it, or choose another `run`"
-                )
-            # runs of version 0.1 knew no options of a head's own but alpha
-            return State({HEAD_OPTIONS: {}, **header["made_from"]}, header["history"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise _damaged(folder.checkpoint, error) from error
+    path = folder.checkpoint
+    with _opened(path) as file:
+        header = parse_json((file.metadata() or {}).get("state", "{}"), path)
+    wrong = fits.misfit(header, {"made_from": fits.mapping}, ("format", "made_from", "history"))
+    if wrong:
+        raise _damaged(path, wrong)
+    if header["format"] != FORMAT:
+        raise UserError(
+            f"{path}: format {shown(header['format'])}, and this program reads {FORMAT}: "
+            "resume with the program that made it, or choose another `run`"
+        )
+    # runs of version 0.1 knew no options of a head's own but alpha
+    return State({HEAD_OPTIONS: {}, **header["made_from"]}, checked_history(header["history"], path))
 
 
 def restore(folder: RunFolder, model: PairClassifier, optimizer: torch.optim.Optimizer) -> None:
@@ -108,6 +111,9 @@ def restore(folder: RunFolder, model: PairClassifier, optimizer: torch.optim.Opt
         part, _, parameter = name.partition("/")
         if f"{part}/" != MODEL:
             moments.setdefault(parameter, {})[part] = tensor
+    for name, parameter in _trained(model).items():
+        if name in moments and not _are_moments(moments[name], parameter):
+            raise _damaged(folder.checkpoint, f"the optimiser's state of {name} is not Adam's")
     state = {place: moments[name] for place, name in enumerate(_trained(model)) if name in moments}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
@@ -164,6 +170,12 @@ def _trained(model: PairClassifier) -> dict[str, torch.nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
+def _are_moments(parts: Mapping[str, Tensor], parameter: Tensor) -> bool:
+    shapes = {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+    same = {name: part.shape for name, part in parts.items()} == shapes
+    return same and all(part.is_floating_point() for part in parts.values())
+
+
 def _tensors(model: PairClassifier, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Tensor]:
     """All that changes while training: MODEL/name of parameters and buffers, part/name of the optimiser's state."""
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
@@ -177,6 +189,7 @@ def _tensors(model: PairClassifier, optimizer: torch.optim.Optimizer | None = No
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
+    check_regular(path)
     try:
         with safe_open(path, framework="pt") as file:
             yield file
@@ -184,5 +197,5 @@ def _opened(path: Path) -> Iterator[Any]:
         raise _damaged(path, error) from error
 
 
-def _damaged(path: Path, error: Exception) -> UserError:
+def _damaged(path: Path, error: object) -> UserError:
     return UserError(f"{path}: damaged ({error}): restore it, or remove the run folder to begin anew")

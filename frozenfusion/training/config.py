@@ -89,6 +89,8 @@ class TrainConfig:
             raise UsageError(f"`head_options` is a mapping, as in {{'layers': 4}}, not {self.head_options!r}")
         plain = {name: value.item() if hasattr(value, "item") else value for name, value in self.head_options.items()}
         object.__setattr__(self, "head_options", plain)
+        if not self.text_encoder:
+            raise UsageError("`text_encoder` is empty: give a hub name or a folder")
         for name in ("epochs", "batch_size", "save_every"):
             whole(name, getattr(self, name), 1)
         whole("max_length", self.max_length, 3)

@@ -22,6 +22,7 @@ from frozenfusion.model.network import count_parameters
 from frozenfusion.model.run_folder import RECIPE, RESTORED, RunFolder
 from frozenfusion.model.saving import save_setup, save_weights
 from frozenfusion.store.reader import FeatureStore, as_store
+from frozenfusion.text.hub import settled
 from frozenfusion.training.checkpoint import (
     HEAD_OPTIONS,
     State,
@@ -45,6 +46,7 @@ from frozenfusion.utils.messages import first_few, first_line
 from frozenfusion.utils.progress import Progress, log
 from frozenfusion.utils.tensors import weights_sha256
 
+TEXT_ENCODER = "--text-encoder"
 PAIRS, FROZEN_WEIGHTS = "pairs", "frozen text encoder"
 _TOLD = {
     PAIRS: "pairs: their texts, labels, images or split are not the same",
@@ -185,12 +187,18 @@ def _refuse_changes(folder: RunFolder, state: State, made_from: Mapping[str, Any
     changes = [
         _change(name, state.made_from.get(name), value)
         for name, value in made_from.items()
-        if state.made_from.get(name) != value
+        if not _is_same(name, state.made_from.get(name), value)
     ]
     if changes:
         raise UserError(
             f"{folder.path}: was trained otherwise ({'; '.join(changes)}): give the same again, or choose another `run`"
         )
+
+
+def _is_same(name: str, old: Any, new: Any) -> bool:
+    if name == TEXT_ENCODER and isinstance(old, str) and settled(old) == settled(new):
+        return True
+    return bool(old == new)
 
 
 def _change(name: str, old: Any, new: Any) -> str:
@@ -208,7 +216,9 @@ def _change(name: str, old: Any, new: Any) -> str:
 def _run(
     folder: RunFolder, state: State, config: TrainConfig, inputs: TrainingInputs, head: str, talk: bool
 ) -> TrainedRun:
-    model_config = inputs.model_config(head)
+    named = state.made_from[TEXT_ENCODER]  # as the run began: relative or absolute, it is the same
+    config = dataclasses.replace(config, text_encoder=named)
+    model_config = dataclasses.replace(inputs.model_config(head), text_encoder=named)
     encoder = inputs.text_encoder(config.seed) if model_config.reads_text else None
     if encoder is not None and config.freeze_text:  # its weights are no part of the checkpoint
         frozen = {FROZEN_WEIGHTS: weights_sha256(encoder.state_dict())}

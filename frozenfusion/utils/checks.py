@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from frozenfusion.utils.errors import UsageError
+from frozenfusion.utils.messages import shown
 
 Config = TypeVar("Config")
 
@@ -65,5 +67,5 @@ def one_of(config: object, name: str) -> None:
 
 
 def _number(name: str, value: float) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise UsageError(f"`{name}` must be a number, not {value!r}")
+    if not isinstance(value, int | float) or isinstance(value, bool) or value in (math.inf, -math.inf):
+        raise UsageError(f"`{name}` must be a number, not {shown(value)}")

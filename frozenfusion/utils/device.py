@@ -20,7 +20,7 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()  # which a device without numbers, meta, does not know
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UsageError(f"`device={name}`: cannot be used here ({first_line(error)}): try auto or cpu") from error
     return device

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from frozenfusion.utils.errors import UserError
+from frozenfusion.utils.messages import one_line
 
 try:
     import fcntl
@@ -178,19 +179,15 @@ def link_or_copy(source: str | os.PathLike[str], target: str | os.PathLike[str])
 
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Read a JSON file of bounded size. Raises UserError for a missing, huge or malformed one."""
-    try:
-        content = read_regular_file(path, MAX_JSON_BYTES)
-    except TooLargeError as error:
-        limit = MAX_JSON_BYTES // 2**20
-        raise UserError(f"{path}: larger than {limit} MiB, which no file of ours is: check the path") from error
-    except NotRegularError as error:
-        raise UserError(f"{path}: {error}: check the path") from error
-    except OSError as error:
-        raise file_error(error, path) from error
+    return parse_json(read_file(path, MAX_JSON_BYTES), path)
+
+
+def parse_json(content: str | bytes, path: str | os.PathLike[str]) -> Any:
+    """What JSON out of `path` says. Raises UserError for a malformed, or too deeply nested, one."""
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}): restore or remove the file") from error
+        raise UserError(f"{path}: not valid JSON ({one_line(error)}): restore or remove the file") from error
 
 
 # What a system has of these: not to wait on a pipe, not to lend the handle to children, and bytes as they are.
@@ -238,6 +235,34 @@ def read_regular_file(path: str | os.PathLike[str], limit: int) -> bytes:
         if status.st_size > limit:
             raise TooLargeError(f"{status.st_size:,} bytes, more than {limit:,}")
         with open(handle, "rb", closefd=False) as file:
-            return file.read()
+            content = file.read(limit + 1)
     finally:
         os.close(handle)
+    if len(content) > limit:  # it grew, or is of a kind that does not tell its size
+        raise TooLargeError(f"more than {limit:,} bytes")
+    return content
+
+
+def read_file(path: str | os.PathLike[str], limit: int) -> bytes:
+    """What `read_regular_file` reads. Raises UserError for what is missing, no regular file, or larger than that."""
+    try:
+        return read_regular_file(path, limit)
+    except (NotRegularError, TooLargeError) as error:
+        raise UserError(f"{path}: {error}, which no file of this kind is: check the path") from error
+    except OSError as error:
+        raise file_error(error, path) from error
+
+
+def check_regular(path: str | os.PathLike[str], limit: int | None = None) -> None:
+    """Raise UserError for a pipe, device, folder or too large a file, before a library reads it.
+
+    What is not there, or may not be looked at, is left to who reads.
+    """
+    try:
+        status = os.stat(path)
+    except OSError:
+        return
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{path}: not a regular file, which no file of this kind is: check the path")
+    if limit is not None and status.st_size > limit:
+        raise UserError(f"{path}: {status.st_size:,} bytes, more than {limit:,}, which no file of this kind has")

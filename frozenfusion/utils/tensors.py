@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from frozenfusion.utils.errors import UserError
-from frozenfusion.utils.files import write_atomically
+from frozenfusion.utils.files import check_regular, write_atomically
 
 MEND = "restore it, or remove it and run again what made it"
 CHECKSUM = "crc32"  # of all that a file holds, in its metadata
@@ -60,6 +60,7 @@ def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file. Raises UserError for a missing or damaged one."""
+    check_regular(path)
     try:
         tensors = load_file(path)
         check_tensors(path, tensors, read_metadata(path))
@@ -71,7 +72,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file; nothing where it cannot be read."""
+    """The metadata of a safetensors file; nothing where it cannot be read. Raises UserError for a pipe."""
+    check_regular(path)
     try:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}
@@ -88,7 +90,24 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: Path, own: Mapp
     difference = first_difference(tensors, own)
     if difference:
         raise UserError(f"{path}: weights of another architecture ({difference}): use those of this run")
+    for name, tensor in tensors.items():
+        if own[name].is_floating_point() and not is_real(tensor):
+            raise UserError(f"{path}: {name} is of type {tensor.dtype}, which no parameter has: restore the file")
     module.load_state_dict(tensors, strict=False)
+
+
+def is_real(tensor: Tensor) -> bool:
+    """Whether a tensor holds plain numbers with a fraction, every one of them: none complex, sparse or quantised."""
+    return tensor.is_floating_point() and tensor.layout == torch.strided and not tensor.is_meta
+
+
+def unusable(state: Mapping[str, Tensor]) -> str | None:
+    """Why float weights compute nothing: numbers that are not finite, or kernels that are all 0; None where they do."""
+    for name, tensor in state.items():
+        if not tensor.isfinite().all():
+            return f"{name} holds numbers that are not finite"
+    kernels = [tensor for tensor in state.values() if tensor.dim() > 1]
+    return "all kernels are 0" if kernels and not any(tensor.any() for tensor in kernels) else None
 
 
 def first_difference(there: Mapping[str, Tensor], here: Mapping[str, Tensor]) -> str | None:

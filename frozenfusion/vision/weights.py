@@ -14,6 +14,7 @@ from torch import Tensor
 
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.messages import first_few, one_line
+from frozenfusion.utils.tensors import is_real, unusable
 
 State = dict[str, Tensor]
 
@@ -57,7 +58,17 @@ def fitting(state: Any, expected: Mapping[str, Tensor], name: str, source: str) 
     wrong = [f"{label}: {first_few(keys)}" for label, keys in differences.items() if keys]
     if wrong:
         raise UserError(f"{source}: not the weights of {name} ({'; '.join(wrong)}): check `backbone` and `weights`")
-    return {key: value.float() for key, value in state.items()}
+    strange = [key for key, value in state.items() if not is_real(value)]
+    if strange:
+        told = f"{strange[0]} is {state[strange[0]].dtype}, {state[strange[0]].layout}"
+        raise UserError(
+            f"{source}: not plain float weights ({told}): save the network's state_dict() as it was trained"
+        )
+    weights = {key: value.float() for key, value in state.items()}
+    reason = unusable(weights)
+    if reason:
+        raise UserError(f"{source}: weights that cannot be used ({reason}): fetch the file again")
+    return weights
 
 
 def plain_state(state: Any) -> Any:

@@ -242,7 +242,7 @@ def test_what_is_no_data_is_told(tmp_path):
         (b"plain \r\n", "plain", "utf-8"),
         ("\ufeffmarked …\n".encode(), "marked …", "utf-8"),
         ("cut …\n".encode("gb18030"), "cut …", "gb18030"),
-        (b"\xff\xfe\xfa ok", "\ufffd\ufffd\ufffd ok", "replaced"),
+        (b"\xff\xfa\xfe ok", "\ufffd\ufffd\ufffd ok", "replaced"),
         (b" \r\n\t", "", "empty"),
         (b"", "", "empty"),
         (b"one\ntwo\r\nthree", "one\ntwo\r\nthree", "utf-8"),

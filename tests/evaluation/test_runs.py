@@ -118,13 +118,14 @@ def test_an_entry_that_no_model_has_is_named(runs: Path, tmp_path: Path, entry: 
     config = json.loads((runs / "b" / "config.json").read_text())
     config["model"][entry] = value
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=rf"config\.json: {entry} is .*, which no model has"):
+    with pytest.raises(UserError, match=rf"config\.json: {entry} is .*, which it cannot be"):
         _ = RunFolder(tmp_path).model_config
 
 
 def test_a_summary_or_figures_of_another_kind_are_no_traceback(tmp_path: Path):
     (tmp_path / "summary.json").write_text("[]")
-    assert not RunFolder(tmp_path).is_finished(2)
+    with pytest.raises(UserError, match="not the summary of a run"):
+        RunFolder(tmp_path).is_finished(2)
     (tmp_path / "metrics.jsonl").write_text('{"epoch": 1, "val_accuracy": "y"}')
-    with pytest.raises(UserError, match="a line is no epoch's figures"):
+    with pytest.raises(UserError, match="no epoch's figures"):
         RunFolder(tmp_path).validation("best")

@@ -61,7 +61,7 @@ def test_a_huge_json_file_is_refused_unread(tmp_path):
     path = tmp_path / "a.json"
     with path.open("wb") as file:
         file.truncate(MAX_JSON_BYTES + 10)
-    with pytest.raises(UserError, match="larger than"):
+    with pytest.raises(UserError, match="more than"):
         read_json(path)
 
 

@@ -307,5 +307,5 @@ def test_weights_that_are_no_numbers_are_an_error(network, pictures, tmp_path):
     state = {name: value.clone() for name, value in network.state_dict().items()}
     state["_conv_head.weight"][0] = float("nan")
     torch.save(state, tmp_path / "broken.pth")
-    with pytest.raises(UserError, match="no numbers"):
+    with pytest.raises(UserError, match="not finite"):
         backbone_of(tmp_path / "broken.pth")(pictures)
