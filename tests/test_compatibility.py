@@ -18,6 +18,7 @@ from conftest import ROOT
 
 import frozenfusion as ff
 from frozenfusion.cli import evaluate, extract, train
+from frozenfusion.store.writer import StoreWriter
 from frozenfusion.training.checkpoint import read_state
 
 OLD = ROOT / "tests" / "v0.1.0"
@@ -41,6 +42,22 @@ def test_a_feature_file_is_read_and_verified(old: Path, capsys: pytest.CaptureFi
     assert "all 23 rows are as they were written" in capsys.readouterr().out
     store = ff.FeatureStore("features.h5")
     assert store.counts() == {"pending": 0, "ok": 23, "missing": 1, "unreadable": 0, "refused": 0}
+
+
+def test_a_feature_file_grows_into_one_with_checksums(old: Path):
+    before = ff.FeatureStore("features.h5")
+    assert before.check is None
+    with StoreWriter.open("features.h5", before.fingerprint) as writer:
+        writer.reset([3])
+        writer.write([3], before.gather([3]), before.digest[[3]], before.stat[[3]])
+    with StoreWriter.extend("features.h5", ["one more"], before.fingerprint) as writer:
+        assert writer.store.check is not None
+    after = ff.FeatureStore("features.h5")
+    rows = after.require_rows(before.names())
+    for name in ("features", "status", "crc32", "digest", "stat"):
+        np.testing.assert_array_equal(getattr(after, name)[rows], getattr(before, name))
+    assert not len(after.damaged_rows())
+    assert after.attributes == before.attributes
 
 
 @pytest.mark.parametrize("name", ["concat", "hybrid"])

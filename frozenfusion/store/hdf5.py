@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,7 +28,9 @@ from frozenfusion.utils.files import writing
 from frozenfusion.utils.messages import one_line
 
 FORMAT = "frozen-fusion-store"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+UNCHECKED_VERSION = 1  # of program version 0.1: without checksums of entries and attributes
+CHECKED = "attributes_checksum"
 MAX_ATTRIBUTE_BYTES = 32_000  # HDF5's classic attributes end at 64 KiB
 MAX_ATTRIBUTES = 500
 ANEW = "delete it and run again what made it"
@@ -162,7 +164,8 @@ def _lay_out(
     with h5py.File(
         recorder, "w", libver=("earliest", "v108"), alignment_threshold=1, alignment_interval=_ALIGNMENT
     ) as h5:
-        for name, value in _all_attributes(ids, fingerprint, attributes).items():
+        written = _all_attributes(ids, fingerprint, attributes)
+        for name, value in {**written, CHECKED: _checksum(written, list(written))}.items():
             _write_attribute(h5, name, value)
         for name, (kind, shape) in _columns(len(ids), ids.dtype.itemsize, row_shape, dtype).items():
             if not 0 < byte_count(shape, kind) < 2**60:
@@ -183,6 +186,7 @@ def _columns(
         "crc32": (np.dtype("<u4"), (n,)),
         "digest": (np.dtype("u1"), (n, DIGEST_BYTES)),
         "stat": (np.dtype("<i8"), (n, 2)),
+        "check": (np.dtype("<u8"), (n,)),
         "features": (dtype, (n, *row_shape)),
     }
 
@@ -197,9 +201,15 @@ def _all_attributes(
         "fingerprint": json.dumps(dict(fingerprint), sort_keys=True, ensure_ascii=False),
         **{_PART + name: value for name, value in fingerprint.items()},
     }
-    if own.keys() & attributes.keys():
-        raise ValueError(f"these attributes are the store's own: {sorted(own.keys() & attributes.keys())}")
+    if {CHECKED, *own} & attributes.keys():
+        raise ValueError(f"these attributes are the store's own: {sorted({CHECKED, *own} & attributes.keys())}")
     return {**own, "created_by": f"frozenfusion {__version__}", **attributes}
+
+
+def _checksum(attributes: Mapping[str, Scalar], names: Sequence[str]) -> str:
+    """JSON of the attributes' names, since others may be added, and the CRC-32 of their values."""
+    values = json.dumps({name: attributes.get(name) for name in sorted(names)})
+    return json.dumps({"crc32": zlib.crc32(values.encode()), "names": sorted(names)})
 
 
 def _write_attribute(h5: h5py.File, name: str, value: Scalar) -> None:
@@ -217,11 +227,15 @@ def _checked_layout(h5: h5py.File, file_size: int) -> Layout:
     found = _read_attributes(h5)
     if found.get("format") != FORMAT:
         raise _NotAStoreError("an HDF5 file, but not a feature store: check the path")
-    if found.get("format_version") != FORMAT_VERSION:
+    version = found.get("format_version")
+    if version not in (FORMAT_VERSION, UNCHECKED_VERSION):
         raise _NotAStoreError(
-            f"format version {found.get('format_version')}, but this program reads {FORMAT_VERSION}:"
+            f"format version {version}, but this program reads {FORMAT_VERSION}:"
             f" use the program that made it, or {ANEW}"
         )
+    checked = str(found.pop(CHECKED, ""))
+    if version == FORMAT_VERSION and checked != _checksum(found, json.loads(checked)["names"]):
+        raise _NotAStoreError(f"its attributes are damaged: {MEND}")
     features = _dataset(h5, "features")
     ids = _dataset(h5, "ids")
     if features.dtype not in (np.dtype("<f4"), np.dtype("<f2")) or len(features.shape) not in (2, 3):
@@ -231,6 +245,8 @@ def _checked_layout(h5: h5py.File, file_size: int) -> Layout:
     if ids.dtype.kind != "S":
         raise _NotAStoreError(f"dataset ids is {ids.dtype}, not fixed-length text: check the path")
     expected = _columns(features.shape[0], ids.dtype.itemsize, features.shape[1:], features.dtype)
+    if version == UNCHECKED_VERSION:
+        del expected["check"]
     spans = {name: _span(h5, name, kind, shape, file_size) for name, (kind, shape) in expected.items()}
     in_order = sorted(spans.values(), key=lambda span: span.offset)
     if any(before.end > after.offset for before, after in itertools.pairwise(in_order)):

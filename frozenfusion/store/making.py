@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from frozenfusion.store.entries import entry_checks
 from frozenfusion.store.hdf5 import Scalar, create_file
 from frozenfusion.store.raw_file import Array, RowFile
 from frozenfusion.store.reader import FeatureStore
@@ -22,8 +23,11 @@ def copy_rows(old: FeatureStore, new: FeatureStore, file: RowFile) -> None:
     settled = np.flatnonzero(old.status != PENDING)
     places = np.searchsorted(new.ids, old.ids.astype(new.ids.dtype))
     for rows in old.in_chunks(settled):
-        for name in ("features", "crc32", "digest", "stat", "status"):
-            file.put(name, places[rows], getattr(old, name)[rows])
+        file.put("features", places[rows], old.features[rows])
+        entries = {name: getattr(old, name)[rows] for name in ("crc32", "digest", "stat", "status")}
+        checks = entry_checks(**entries) if old.check is None else old.check[rows]  # damage stays visible
+        for name, values in {"check": checks, **entries}.items():
+            file.put(name, places[rows], values)
     file.sync()
 
 

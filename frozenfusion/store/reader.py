@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from frozenfusion.store.entries import entry_checks
 from frozenfusion.store.hdf5 import MEND, Scalar, read_layout
 from frozenfusion.store.raw_file import Array, open_regular
 from frozenfusion.store.status import OK, PENDING, STATUS_NAMES
@@ -42,6 +43,7 @@ class FeatureStore:
         digest: (n, 16) uint8, of the image file's bytes.
         stat: (n, 2) int64, size in bytes and modification time in ns of the image file.
         crc32: (n,) uint32, of the row's bytes.
+        check: (n,) uint64, of the four above, see frozenfusion.store.entries; None in a file of version 0.1.
         fingerprint: everything that the features depend on.
         attributes: who made them, and when.
 
@@ -59,6 +61,7 @@ class FeatureStore:
         arrays = {name: span.view(self._map) for name, span in layout.spans.items()}
         self.ids, self.features, self.status = arrays["ids"], arrays["features"], arrays["status"]
         self.digest, self.stat, self.crc32 = arrays["digest"], arrays["stat"], arrays["crc32"]
+        self.check = arrays.get("check")
         self.n = len(self.ids)
         self.shape: tuple[int, ...] = self.features.shape[1:]
         self.dtype: np.dtype[Any] = self.features.dtype
@@ -72,7 +75,7 @@ class FeatureStore:
 
     def close(self) -> None:
         """Let go of the file, which Windows replaces only when nobody has it open. The arrays are gone then."""
-        for name in ("ids", "features", "status", "digest", "stat", "crc32"):
+        for name in (*self.spans, "check"):
             vars(self).pop(name, None)
         with contextlib.suppress(BufferError):  # an array that a caller still has keeps its memory
             self._map.close()
@@ -92,6 +95,7 @@ class FeatureStore:
     def require_rows(self, ids: Sequence[str], data: str | os.PathLike[str] = "DATA") -> Rows:
         """The row of each id, (k,) int64. Raises UserError, with the command for `data`, unless all are computed."""
         rows = self.rows(ids)
+        self.require_sound_entries(rows[rows >= 0])
         lacking = {"lacks {}": rows < 0, "has not computed {} yet": (rows >= 0) & (self.status[rows] == PENDING)}
         for told, where in lacking.items():
             some = [ids[place] for place in np.flatnonzero(where).tolist()]
@@ -143,16 +147,33 @@ class FeatureStore:
             if part not in wanted or part not in self.fingerprint or wanted[part] != self.fingerprint[part]
         )
 
-    def damaged_rows(self, on_rows: Callable[[int], object] = lambda count: None) -> Rows:
-        """The ok rows that do not match their checksum, or are not finite, (k,) int64; memory does not grow with n.
+    def require_sound_entries(self, rows: Rows | None = None) -> None:
+        """Raise UserError, naming them, if what is kept of some of `rows`, by default of all, no longer matches."""
+        damaged = self._damaged_entries(np.arange(self.n) if rows is None else rows)
+        if len(damaged):
+            raise UserError(
+                f"{self.path}: what it keeps of {first_few(self.names(damaged))} beside the features is damaged: {MEND}"
+            )
 
-        `on_rows` is called with the number of rows checked since the last call.
+    def _damaged_entries(self, rows: Rows) -> Rows:
+        if self.check is None:
+            return rows[:0]
+        for _ in range(2):  # a row that a writer takes back meanwhile is found pending at the second look
+            status = self.status[rows]
+            checks = entry_checks(status, self.crc32[rows], self.digest[rows], self.stat[rows])
+            rows = rows[(status != PENDING) & (checks != self.check[rows])]
+        return rows
+
+    def damaged_rows(self, on_rows: Callable[[int], object] = lambda count: None) -> Rows:
+        """The rows that do not match their checksums, or are not finite, (k,) int64; memory does not grow with n.
+
+        `on_rows` is called with the number of ok rows checked since the last call.
         """
-        damaged: list[int] = []
+        damaged = self._damaged_entries(np.arange(self.n)).tolist()
         for rows in self.in_chunks(np.flatnonzero(self.status == OK)):
             damaged += self._damaged(rows)
             on_rows(len(rows))
-        return np.array(damaged, dtype=np.int64)
+        return np.unique(np.array(damaged, dtype=np.int64))
 
     def require_undamaged(self, rows: Rows) -> None:
         """Raise UserError, naming them, if the bytes of some of `rows`, all of them ok, no longer match."""

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from frozenfusion.store.entries import entry_checks
 from frozenfusion.store.hdf5 import Scalar, create_file, require_own
 from frozenfusion.store.making import continues, copy_rows, make_store, new_path, rebuild_path
 from frozenfusion.store.raw_file import Array, RowFile, open_regular
@@ -31,7 +32,7 @@ SECONDS_BETWEEN_COMMITS = 1.0
 class StoreWriter:
     """The one writer of a store: holds its lock, writes rows at their offsets, and commits about once per second.
 
-    A commit writes a row's features, checksum, digest and stat, waits until they are on the disk, and only then
+    A commit writes a row's features, checksums, digest and stat, waits until they are on the disk, and only then
     sets the status. So whenever the process is killed, and if the power fails, every row at status ok is right.
     Use as a context manager, from one thread; leaving it commits. `store` reads what has been committed.
     Raises UserError if another writer is at work and where the disk refuses.
@@ -83,6 +84,7 @@ class StoreWriter:
             writer = cls(path, path, lock)
         try:
             writer.store.require_fingerprint(fingerprint)
+            writer.store.require_sound_entries()
             writer._grow(new_ids)
             return writer
         except BaseException:
@@ -119,9 +121,8 @@ class StoreWriter:
         features = np.ascontiguousarray(features, dtype=self.store.dtype)
         with writing(self._file_path):
             self._file.put("features", rows, features)
-            self._file.put("crc32", rows, np.fromiter(map(zlib.crc32, features), np.uint32, len(rows)))
-            self._describe(rows, digests, stats)
-        self._settle(rows, OK)
+        crc32 = np.fromiter(map(zlib.crc32, features), np.uint32, len(rows))
+        self._settle(rows, np.full(len(rows), OK, np.uint8), crc32, digests, stats)
 
     def mark(
         self,
@@ -138,9 +139,7 @@ class StoreWriter:
             for part in self.store.in_chunks(rows):
                 if self.store.gather(part).any():  # left by a write never committed, or from before a reset
                     self._file.put("features", part, np.zeros((len(part), *self.store.shape)))
-            self._file.put("crc32", rows, np.zeros(len(rows)))
-            self._describe(rows, digests, stats)
-        self._settle(rows, status)
+        self._settle(rows, np.full(len(rows), status, np.uint8), np.zeros(len(rows), np.uint32), digests, stats)
 
     def reset(self, rows: npt.ArrayLike) -> None:
         """Turn rows back to pending, on the disk at once: what they hold may be written over from now on."""
@@ -151,9 +150,12 @@ class StoreWriter:
             self._file.sync()
 
     def set_stat(self, rows: npt.ArrayLike, stats: npt.ArrayLike) -> None:
-        """Replace the size and mtime of rows whose files were found to have the same content."""
-        with writing(self._file_path):
-            self._file.put("stat", np.asarray(rows, dtype=np.int64), np.asarray(stats))
+        """Replace the size and mtime of rows whose files were found to have the same content; they pend meanwhile."""
+        rows = np.asarray(rows, dtype=np.int64)
+        statuses, crc32, digests = (of[rows] for of in (self.store.status, self.store.crc32, self.store.digest))
+        self.reset(rows)
+        self._settle(rows, statuses, crc32, digests, stats)
+        self.commit()
 
     def commit(self) -> None:
         """Make all that was written count: its bytes reach the disk before any status does."""
@@ -221,16 +223,26 @@ class StoreWriter:
             raise ValueError("only pending rows are written: reset the others first")
         return rows
 
-    def _describe(self, rows: Rows, digests: Sequence[bytes] | Array | None, stats: npt.ArrayLike | None) -> None:
+    def _settle(
+        self,
+        rows: Rows,
+        statuses: Array,
+        crc32: Array,
+        digests: Sequence[bytes] | Array | None,
+        stats: npt.ArrayLike | None,
+    ) -> None:
+        """Write what is kept of rows beside their features; their status follows with the next commit."""
         if digests is None:
             digests = np.zeros((len(rows), DIGEST_BYTES), np.uint8)
         elif not isinstance(digests, np.ndarray):
             digests = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES)
-        self._file.put("digest", rows, digests)
-        self._file.put("stat", rows, np.zeros((len(rows), 2)) if stats is None else np.asarray(stats))
-
-    def _settle(self, rows: Rows, status: int) -> None:
-        self._uncommitted.append((rows, np.full(len(rows), status, np.uint8)))
+        stats = np.zeros((len(rows), 2), np.int64) if stats is None else np.asarray(stats, dtype=np.int64)
+        with writing(self._file_path):
+            for name, values in (("crc32", crc32), ("digest", digests), ("stat", stats)):
+                self._file.put(name, rows, values)
+            if self.store.check is not None:
+                self._file.put("check", rows, entry_checks(statuses, crc32, digests, stats))
+        self._uncommitted.append((rows, statuses))
         if time.monotonic() >= self._next_commit:
             self.commit()
 

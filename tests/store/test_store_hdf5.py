@@ -14,7 +14,7 @@ from conftest import ROOT
 from stores import IDS, MADE_BY, error_of, made, write, written
 
 from frozenfusion.store.reader import FeatureStore
-from frozenfusion.store.status import MISSING
+from frozenfusion.store.status import MISSING, OK, PENDING
 from frozenfusion.store.writer import StoreWriter
 from frozenfusion.utils.errors import UserError
 
@@ -35,6 +35,7 @@ def test_any_hdf5_reader_finds_what_the_format_page_says(path: Path) -> None:
             "digest": ((5, 16), "|u1"),
             "stat": ((5, 2), "<i8"),
             "crc32": ((5,), "<u4"),
+            "check": ((5,), "<u8"),
         }
         for data in file.values():
             assert data.chunks is None
@@ -44,7 +45,7 @@ def test_any_hdf5_reader_finds_what_the_format_page_says(path: Path) -> None:
         assert json.loads(file.attrs["fingerprint"]) == {**MADE_BY, "note": "é"}
         assert file.attrs["fingerprint.backbone"] == b"efficientnet-b7"
         assert file.attrs["fingerprint.image_size"] == 224
-        assert file.attrs["format_version"] == 1
+        assert file.attrs["format_version"] == 2
         assert file.attrs["created_by"].startswith(b"frozenfusion ")
     store = FeatureStore(path)
     assert store.fingerprint["note"] == "é"
@@ -116,7 +117,7 @@ def many_attributes(file: h5py.File) -> None:
 
 FOREIGN: dict[str, Callable[[h5py.File], None]] = {
     "no format": lambda file: file.attrs.__delitem__("format"),
-    "other format": lambda file: file.attrs.modify("format_version", 2),
+    "other format": lambda file: file.attrs.modify("format_version", 3),
     "no ids checksum": lambda file: file.attrs.__delitem__("ids_crc32"),
     "fingerprint not JSON": lambda file: file.attrs.create("fingerprint", np.bytes_(b"{{{")),
     "fingerprint a list": lambda file: file.attrs.create("fingerprint", np.bytes_(b"[1]")),
@@ -162,7 +163,7 @@ def test_other_hdf5_files_are_refused_and_left_as_they_are(path: Path, change: C
 def test_a_file_of_another_version_is_told_as_such(path: Path) -> None:
     written(path)
     spoiled(path, FOREIGN["other format"])
-    assert "format version 2" in error_of(lambda: FeatureStore(path))
+    assert "format version 3" in error_of(lambda: FeatureStore(path))
 
 
 def test_what_people_add_to_a_file_is_no_obstacle(path: Path) -> None:
@@ -237,3 +238,52 @@ def test_a_pending_row_whose_status_flips_to_ok_is_found(path: Path) -> None:
     spoilt[span.offset + 4] ^= 1
     path.write_bytes(spoilt)
     assert FeatureStore(path).damaged_rows().tolist() == [4]
+
+
+def test_no_flipped_bit_anywhere_changes_what_a_reader_is_told(path: Path) -> None:
+    """But that a row may look pending, and is computed again."""
+    with made(path) as writer:
+        write(writer, [0, 1, 2])
+        writer.mark([3], MISSING, [b"d" * 16], [(5, 6)])
+    expected = FeatureStore(path)
+    whole, kept = path.read_bytes(), expected.check
+    assert kept is not None
+    header = range(0, len(whole), 11)
+    rows = [place for span in expected.spans.values() for place in range(span.offset, span.end)]
+    for place in (*header, *rows):
+        spoilt = bytearray(whole)
+        spoilt[place] ^= 1 << place % 8
+        path.write_bytes(spoilt)
+        try:
+            store = FeatureStore(path)
+            settled = store.require_rows(IDS[:4]).tolist()
+            store.require_undamaged(np.flatnonzero(store.status == OK))
+        except UserError:
+            continue
+        assert settled == [0, 1, 2, 3]
+        assert (store.fingerprint, store.attributes) == (expected.fingerprint, expected.attributes)
+        for name in ("ids", "features", "digest", "stat"):
+            assert np.array_equal(getattr(store, name)[settled], getattr(expected, name)[settled]), (place, name)
+        assert store.status[:4].tolist() == expected.status[:4].tolist()
+        assert not len(store.damaged_rows()) or store.status[4] != PENDING
+
+
+def test_a_writer_does_not_build_on_damage(path: Path) -> None:
+    span = written(path).spans["digest"]
+    spoilt = bytearray(path.read_bytes())
+    spoilt[span.offset + 2 * 16] ^= 4
+    path.write_bytes(spoilt)
+    assert FeatureStore(path).damaged_rows().tolist() == [2]
+    for ids in ([], ["z"]):
+        assert "damaged" in error_of(lambda ids=ids: StoreWriter.extend(path, ids, MADE_BY))
+    assert path.read_bytes() == spoilt
+
+
+def test_a_new_stat_is_checked_too(path: Path) -> None:
+    written(path)
+    with StoreWriter.open(path, MADE_BY) as writer:
+        writer.set_stat([1, 3], [(100, 200), (300, 400)])
+    store = FeatureStore(path)
+    assert store.counts()["ok"] == 5
+    assert store.stat[[1, 3]].tolist() == [[100, 200], [300, 400]]
+    assert not len(store.damaged_rows())
