@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from benchmarks.common import parser, print_table, write_results
 
-FLIP, FLIPS = "flip", 24  # bits of each part that are flipped if all points are asked for
+FLIP, FLIPS = "flip", 12  # bits of each part that are flipped if all points are asked for
 
 
 class Point(NamedTuple):

@@ -29,6 +29,9 @@ def snapshot(folder: Path) -> dict[str, str]:
 
 def digest_of(path: Path) -> str:
     """A digest of what a file says: of a store what it holds, of a run's files all but the times."""
+    content = path.read_bytes()
+    if path.name.startswith("."):  # a temporary file, which may be a part of one
+        return _digest(content)
     if path.suffix == ".h5":
         store = FeatureStore(path)
         columns = [getattr(store, name) for name in ("ids", *ROW, "stat")]
@@ -37,15 +40,14 @@ def digest_of(path: Path) -> str:
         with safe_open(path, framework="np") as file:
             names, about = sorted(file.keys()), dict(file.metadata() or {})
             about.pop(CHECKSUM, None)  # of the times, too
-            told = {name: _timeless(json.loads(value)) for name, value in about.items() if value[:1] == "{"}
-            return _digest(repr([names, sorted({**about, **told}.items())]), *(file.get_tensor(name) for name in names))
-    content = path.read_bytes()
+            told = {name: json.loads(value) if value[:1] == "{" else value for name, value in about.items()}
+            return _digest(_timeless(names), _timeless(told), *(file.get_tensor(name) for name in names))
     if path.suffix == ".json":
-        return _digest(json.dumps(_timeless(json.loads(content))))
+        return _digest(_timeless(json.loads(content)))
     if path.suffix == ".jsonl":
-        return _digest(*(json.dumps(_timeless(json.loads(line))) for line in content.splitlines()))
+        return _digest(*(_timeless(json.loads(line)) for line in content.splitlines()))
     if path.name == "sweep.csv":
-        return _digest(*(repr(_timeless(row)) for row in csv.DictReader(io.StringIO(content.decode()))))
+        return _digest(*map(_timeless, csv.DictReader(io.StringIO(content.decode()))))
     return _digest(content)
 
 
@@ -67,10 +69,13 @@ def predictions_of(run: Path, data: Path, cache: Path) -> str:
         return ""
 
 
-def _timeless(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _timeless(of) for name, of in value.items() if name not in TIMES}
-    return [_timeless(of) for of in value] if isinstance(value, list) else value
+def _timeless(value: Any) -> str:
+    def without(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: without(of) for name, of in value.items() if name not in TIMES}
+        return [without(of) for of in value] if isinstance(value, list) else value
+
+    return json.dumps(without(value), sort_keys=True)
 
 
 def _digest(*parts: Any) -> str:

@@ -15,11 +15,12 @@ from typing import Any
 
 from benchmarks.faults.children import in_child
 from benchmarks.faults.files import digest_of, snapshot
-from benchmarks.faults.world import World, main_of
+from benchmarks.faults.world import Words, World, main_of
 from frozenfusion.store.reader import FeatureStore
 
 STORE, TEXTS, RUN = "store", "texts", "run"
 Ranges = list[tuple[int, int]]
+Found = Callable[[], dict[str, str]]
 
 
 class Flips:
@@ -99,9 +100,9 @@ class Flips:
         """What each reader that reads this kind of part says and finds: its status, its stderr, digests by name."""
         out = self._world.out
         world = self._world
-        resume = world.train("run", "concat", "--freeze-text", epochs=3), lambda: snapshot(out / "run")
+        resume = world.train("run", "concat", "--freeze-text", epochs=3), (lambda: snapshot(out / "run"))
         kind = part.partition(":")[0]
-        readers: dict[str, tuple[tuple[str, ...], Callable[[], dict[str, str]]]]
+        readers: dict[str, tuple[Words | Found, ...]]
         if kind == RUN:
             readers = {
                 "evaluation": (world.evaluate("read"), self._evaluated),
@@ -115,30 +116,32 @@ class Flips:
                 "--verify": self._verifying(out / "features.h5"),
                 "evaluation": (world.evaluate("read"), self._evaluated),
                 "training that is resumed": resume,
-                "extraction that is resumed": (
+                "extraction that is resumed, then --verify": (
                     world.extract("all"),
-                    lambda: {"features.h5": digest_of(out / "features.h5")},
+                    *self._verifying(out / "features.h5"),
                 ),
             }
-        return {name: _result(words, found) for name, (words, found) in readers.items()}
+        return {name: _result(*steps) for name, steps in readers.items()}
 
-    def _verifying(self, path: Path) -> tuple[tuple[str, ...], Callable[[], dict[str, str]]]:
-        return ("extract", str(path), "--verify"), lambda: {path.name: digest_of(path)}
+    def _verifying(self, path: Path) -> tuple[Words | Found, ...]:
+        return ("extract", str(path), "--verify"), (lambda: {path.name: digest_of(path)})
 
     def _evaluated(self) -> dict[str, str]:
         folder = self._world.folder / "read"
         return {name: digest_of(folder / name) for name in ("predictions.csv", "metrics.json")}
 
 
-def _result(words: tuple[str, ...], found: Callable[[], dict[str, str]]) -> tuple[int, str, dict[str, str]]:
-    said = io.StringIO()
+def _result(*steps: Words | Found) -> tuple[int, str, dict[str, str]]:
+    """Do commands, until one fails, and look what they made: the last step."""
+    said, found = io.StringIO(), {}
     with contextlib.redirect_stderr(said):
         try:
-            status = main_of(words[0])(list(words[1:]))
+            status = next((status for words in steps[:-1] if (status := main_of(words[0])(list(words[1:])))), 0)
+            found = {} if status else steps[-1]()
         except BaseException:
             traceback.print_exc()
             status = 70
-    return status, said.getvalue(), {} if status else found()
+    return status, said.getvalue(), found
 
 
 def _parts_of_store(path: Path) -> dict[str, Ranges]:

@@ -103,7 +103,8 @@ class Stops:
             return [f"it ends with status {ended.status}: {_last(ended.said)}"]
         errors = [line for line in ended.said.splitlines() if line.startswith("error: ")]
         problems = [f"a traceback: {_last(ended.said)}"] if "Traceback" in ended.said else []
-        if ended.status and (not _last(ended.said).startswith("error: ") or (len(errors) > 1 and self._name != "sweep")):
+        several = len(errors) > 1 and self._name != "sweep"  # which goes on with its other runs
+        if ended.status and (several or not _last(ended.said).startswith("error: ")):
             problems.append(f"not one line of error: {ended.said[-300:]!r}")
         return problems
 

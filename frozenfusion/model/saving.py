@@ -136,5 +136,13 @@ def _save_frozen(encoder: PreTrainedModel, path: Path, same: Path | None) -> Non
     if same is not None and same.is_file() and read_metadata(same).get("digest") == digest:
         if not (path.exists() and path.samefile(same)):
             link_or_copy(same, path)
-    elif not (path.is_file() and read_metadata(path).get("digest") == digest):
+    elif not (path.is_file() and read_metadata(path).get("digest") == digest and _is_whole(path)):
         write_tensors(path, encoder.state_dict(), {"digest": digest})
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        read_tensors(path)
+    except UserError:
+        return False
+    return True

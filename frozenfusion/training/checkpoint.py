@@ -22,7 +22,7 @@ from frozenfusion.model.classifier import PairClassifier
 from frozenfusion.model.run_folder import RunFolder
 from frozenfusion.model.saving import current_name, save_weights
 from frozenfusion.utils.errors import UserError
-from frozenfusion.utils.files import link_or_copy, write_atomically, write_json
+from frozenfusion.utils.files import link_or_copy, write_atomically, write_json, writing
 from frozenfusion.utils.tensors import check_tensors, first_difference, write_tensors
 
 FORMAT = 1
@@ -59,8 +59,7 @@ def commit(folder: RunFolder, state: State, model: PairClassifier, optimizer: to
     header = json.dumps({"format": FORMAT, "made_from": state.made_from, "history": state.history})
     write_tensors(folder.checkpoint, _tensors(model, optimizer), {"state": header})
     write_metrics(folder, state)
-    for old in folder.superseded(state.best):
-        old.unlink(missing_ok=True)
+    _remove_superseded(folder, state)
 
 
 def write_metrics(folder: RunFolder, state: State) -> None:
@@ -115,7 +114,14 @@ def finish(folder: RunFolder, state: State, model: PairClassifier, summary: Mapp
     """Leave the run as its user finds it: best and last parameters, and the summary that says it is finished."""
     save_weights(model, folder.weights("last"))
     link_or_copy(folder.best(state.best), folder.weights("best"))
+    _remove_superseded(folder, state)  # what is left where the last epoch's commit was cut short
     write_json(folder.summary_file, summary)
+
+
+def _remove_superseded(folder: RunFolder, state: State) -> None:
+    for old in folder.superseded(state.best):
+        with writing(old):
+            old.unlink(missing_ok=True)
 
 
 def _current(name: str, own: Container[str]) -> str:
