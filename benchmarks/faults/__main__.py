@@ -16,9 +16,13 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from benchmarks.common import parser, print_table, write_results
+
+if TYPE_CHECKING:
+    from benchmarks.faults.flips import Flips
+    from benchmarks.faults.stops import Stops
 
 FLIP, FLIPS = "flip", 12  # bits of each part that are flipped if all points are asked for
 
@@ -62,20 +66,22 @@ def main() -> int:
             *(Point(part, FLIP, number) for part in flips.parts if _wanted(part, options) for number in range(FLIPS)),
         ]
         points = _chosen(points, options)
+        began, tried = time.perf_counter(), []
         wrong: dict[Point, list[str]] = {}
-        began = time.perf_counter()
-        for place, point in enumerate(points, 1):
-            if point.fault == FLIP:
-                problems = flips.problems(point.where, point.number, options.seed)
-            else:
-                problems = stops[point.where].problems(point.fault, point.number)
-            if problems:
-                at = "" if point.fault == FLIP else " ".join(stops[point.where].calls[point.number - 1])
-                wrong[point] = [f"({at}) {problem}" if at else problem for problem in problems]
-            if place % 100 == 0:
-                seconds = time.perf_counter() - began
-                print(f"{place:,} of {len(points):,} points, {len(wrong)} wrong, {seconds:.0f} s", file=sys.stderr)
-    figures = _report(points, wrong, options.seed, time.perf_counter() - began)
+        try:
+            for point in points:
+                problems = _problems(point, stops, flips, options.seed)
+                tried.append(point)
+                if problems:
+                    wrong[point] = problems
+                    print(f"\npython -m benchmarks.faults --seed {options.seed} --point '{point}'")
+                    print(*(f"  {problem}" for problem in problems), sep="\n", flush=True)
+                if len(tried) % 100 == 0:
+                    seconds = time.perf_counter() - began
+                    print(f"{len(tried):,} of {len(points):,} points, {seconds:.0f} s", file=sys.stderr)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+    figures = _report(tried, wrong, time.perf_counter() - began)
     write_results(options.json, "faults", figures)
     return int(bool(wrong))
 
@@ -119,16 +125,21 @@ def _chosen(points: list[Point], options: argparse.Namespace) -> list[Point]:
     return list(itertools.islice((point for point in in_turn if point), int(options.points)))
 
 
-def _report(points: list[Point], wrong: dict[Point, list[str]], seed: int, seconds: float) -> dict[str, object]:
-    tried, failed = (Counter(point[:2] for point in some) for some in (points, wrong))
-    rows = [[*group, count, failed[group]] for group, count in tried.items()]
-    title = f"{len(points):,} faults in {seconds:.0f} s, {len(wrong)} failures"
+def _problems(point: Point, stops: dict[str, Stops], flips: Flips, seed: int) -> list[str]:
+    """Try one point: what is wrong afterwards."""
+    if point.fault == FLIP:
+        return flips.problems(point.where, point.number, seed)
+    call = " ".join(stops[point.where].calls[point.number - 1])
+    return [f"({call}) {problem}" for problem in stops[point.where].problems(point.fault, point.number)]
+
+
+def _report(tried: list[Point], wrong: dict[Point, list[str]], seconds: float) -> dict[str, object]:
+    """Print how many were tried and how many were wrong, by place and fault."""
+    counts, failed = (Counter(point[:2] for point in some) for some in (tried, wrong))
+    rows = [[*group, count, failed[group]] for group, count in sorted(counts.items())]
+    title = f"{len(tried):,} faults in {seconds:.0f} s, {len(wrong)} failures"
     print_table(title, ["where", "fault", "tried", "failures"], rows)
-    for point, problems in wrong.items():
-        print(f"\npython -m benchmarks.faults --seed {seed} --point '{point}'")
-        for problem in problems:
-            print(f"  {problem}")
-    return {"tried": rows, "wrong": {str(point): problems for point, problems in wrong.items()}, "seconds": seconds}
+    return {"tried": rows, "failures": {str(point): problems for point, problems in wrong.items()}, "seconds": seconds}
 
 
 if __name__ == "__main__":
