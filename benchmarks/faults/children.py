@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -33,6 +34,7 @@ def in_child(work: Callable[[], Any]) -> Ended:
     with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as result:
         sys.stdout.flush()
         sys.stderr.flush()
+        gc.freeze()  # or the child's collections would copy all that it shares
         child = os.fork()
         if not child:
             _be_child(work, said.fileno(), result.fileno())
