@@ -22,7 +22,7 @@ _OTHERS = (
     *("unlink", "remove", "mkdir", "rmdir", "truncate", "utime", "chmod", "fchmod"),
     *("writev", "ftruncate", "posix_fallocate", "fsync", "fdatasync", "sendfile"),
 )
-_TAKES_ROOM = {"open", "write", "pwrite", "writev", "ftruncate", "posix_fallocate", "sendfile", "mkdir", "link"}
+_TAKES_ROOM = {"create", "write", "pwrite", "writev", "ftruncate", "posix_fallocate", "sendfile", "mkdir", "link"}
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
@@ -99,7 +99,7 @@ class Calls:
         def caught(path: Any, flags: int, *mode: Any, **more: Any) -> int:
             found = self._below(path, more.get("dir_fd"))
             if found and flags & _WRITES:
-                self.meet("open", found)
+                self.meet("create" if flags & os.O_CREAT else "open", found)
             handle = real(path, flags, *mode, **more)
             if found:
                 self._paths[handle] = found
@@ -123,7 +123,7 @@ class Calls:
             def __init__(self, path: Any, mode: str, closefd: bool) -> None:
                 self.path = calls._below(path)
                 if not isinstance(path, int):
-                    calls.meet("open", self.path)
+                    calls.meet("open" if mode[0] == "r" else "create", self.path)
                 super().__init__(path, mode, closefd)
                 calls._paths[self.fileno()] = self.path
 
