@@ -21,7 +21,7 @@ from frozenfusion.text.tokens import load_tokenizer, save_tokenizer
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import link_or_copy, parse_json, write_atomically, write_json, writing
 from frozenfusion.utils.messages import one_line
-from frozenfusion.utils.tensors import fill, read_metadata, read_tensors, weights_sha256, write_tensors
+from frozenfusion.utils.tensors import fill, is_whole, read_metadata, read_tensors, weights_sha256, write_tensors
 
 HUB_FILES = ["config.json", "split.json", CHECKSUMS, "tokenizer/*", "text_encoder/*"]  # and the weights
 SMALL = 2**24  # parameters that any machine has room for
@@ -165,5 +165,5 @@ def _save_frozen(encoder: PreTrainedModel, path: Path, same: Path | None) -> Non
     if same is not None and same.is_file() and read_metadata(same).get("digest") == digest:
         if not (path.exists() and path.samefile(same)):
             link_or_copy(same, path)
-    elif not (path.is_file() and read_metadata(path).get("digest") == digest):
+    elif not (path.is_file() and read_metadata(path).get("digest") == digest and is_whole(path)):
         write_tensors(path, encoder.state_dict(), {"digest": digest})

@@ -90,8 +90,9 @@ class RowFile:
                     raise
 
     def sync(self) -> None:
-        """Return when all that was written is on the disk."""
-        getattr(os, "fdatasync", os.fsync)(self._fd)
+        """Return when all that was written is on the disk; of a closed file, at once."""
+        if self._fd >= 0:
+            getattr(os, "fdatasync", os.fsync)(self._fd)
 
     def close(self) -> None:
         if self._fd >= 0:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import secrets
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from transformers.utils import logging as chatter
 from frozenfusion.text.checks import check_files
 from frozenfusion.text.hub import find_files
 from frozenfusion.utils.errors import UserError
-from frozenfusion.utils.files import writing
+from frozenfusion.utils.files import write_atomically, writing
 from frozenfusion.utils.messages import first_line
 
 
@@ -185,12 +186,15 @@ def _plain(tokenizer: PreTrainedTokenizerFast, folder: Path) -> PreTrainedTokeni
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a tokenizer so that `load_tokenizer` finds it again. Raises UserError where the disk says no."""
+    """Write a tokenizer for `load_tokenizer`, each file whole. Raises UserError where the disk says no."""
     with writing(folder), quiet():
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            tokenizer.save_pretrained(folder)
-        except OSError:
+            with tempfile.TemporaryDirectory() as beside:  # it writes in place, and what is there may be in use
+                tokenizer.save_pretrained(beside)
+                for path in sorted(Path(beside).iterdir()):
+                    write_atomically(folder / path.name, path.read_bytes())
+        except (OSError, UserError):
             raise
         except Exception as error:  # what the Rust half makes of a full disk
             raise UserError(

@@ -24,9 +24,9 @@ from frozenfusion.model.run_folder import RunFolder, checked_history
 from frozenfusion.model.saving import current_name, save_weights
 from frozenfusion.utils import fits
 from frozenfusion.utils.errors import UserError
-from frozenfusion.utils.files import check_regular, link_or_copy, parse_json, write_atomically, write_json
+from frozenfusion.utils.files import check_regular, link_or_copy, parse_json, write_atomically, write_json, writing
 from frozenfusion.utils.messages import shown
-from frozenfusion.utils.tensors import check_tensors, first_difference, read_tensors, write_tensors
+from frozenfusion.utils.tensors import check_tensors, first_difference, is_whole, write_tensors
 
 FORMAT = 1
 HEAD_OPTIONS = "--head-option"  # among what a run is made from
@@ -62,8 +62,7 @@ def commit(folder: RunFolder, state: State, model: PairClassifier, optimizer: to
     header = json.dumps({"format": FORMAT, "made_from": state.made_from, "history": state.history})
     write_tensors(folder.checkpoint, _tensors(model, optimizer), {"state": header})
     write_metrics(folder, state)
-    for old in folder.superseded(state.best):
-        old.unlink(missing_ok=True)
+    _remove_superseded(folder, state)
 
 
 def write_metrics(folder: RunFolder, state: State) -> None:
@@ -126,6 +125,7 @@ def finish(folder: RunFolder, state: State, model: PairClassifier, summary: Mapp
     save_weights(model, folder.weights("last"))
     _find_best(folder, state, model)
     link_or_copy(folder.best(state.best), folder.weights("best"))
+    _remove_superseded(folder, state)  # what is left where the last epoch's commit was cut short
     write_checksums(folder.path)
     write_json(folder.summary_file, with_checksum(summary))
 
@@ -133,11 +133,11 @@ def finish(folder: RunFolder, state: State, model: PairClassifier, summary: Mapp
 def _find_best(folder: RunFolder, state: State, model: PairClassifier) -> None:
     """Put the best epoch's parameters, if they are lost or damaged, back from where else they are."""
     best, other = folder.best(state.best), folder.weights("best")
-    if _is_whole(best):
+    if is_whole(best):
         return
     if state.best == state.epochs:
         save_weights(model, best)
-    elif _is_of(folder.summary, state) and _is_whole(other):
+    elif _is_of(folder.summary, state) and is_whole(other):
         link_or_copy(other, best)
     else:
         raise UserError(
@@ -152,12 +152,10 @@ def _is_of(summary: Mapping[str, Any], state: State) -> bool:
     return (summary.get("best_epoch"), summary.get("val_loss")) == (state.best, best["val_loss"])
 
 
-def _is_whole(path: Path) -> bool:
-    try:
-        read_tensors(path)
-    except UserError:
-        return False
-    return True
+def _remove_superseded(folder: RunFolder, state: State) -> None:
+    for old in folder.superseded(state.best):
+        with writing(old):
+            old.unlink(missing_ok=True)
 
 
 def _current(name: str, own: Container[str]) -> str:

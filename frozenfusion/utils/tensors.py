@@ -71,6 +71,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: damaged, or not a safetensors file ({error}): {MEND}") from error
 
 
+def is_whole(path: Path) -> bool:
+    """Whether a safetensors file is there and holds what was written."""
+    try:
+        read_tensors(path)
+    except UserError:
+        return False
+    return True
+
+
 def read_metadata(path: Path) -> dict[str, str]:
     """The metadata of a safetensors file; nothing where it cannot be read. Raises UserError for a pipe."""
     check_regular(path)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,6 +65,15 @@ def test_a_flipped_bit_in_a_checkpoint_is_an_error_and_no_other_training(run: ti
                 run.but(epochs=2).train()
     finally:
         path.write_bytes(content)
+
+
+def test_a_training_that_is_resumed_mends_the_weights_of_its_frozen_text_encoder(run: tiny.Training, tmp_path: Path):
+    shutil.copytree(run.run, tmp_path / "run")
+    path = tmp_path / "run" / "text_encoder" / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(flipped(content, len(content) - 9, 4))
+    run.but(run=tmp_path / "run", epochs=2).train()
+    tiny.assert_same_tensors(path, run.run / "text_encoder" / "model.safetensors")
 
 
 SMALL = (

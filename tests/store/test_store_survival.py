@@ -268,3 +268,25 @@ def test_rows_whose_sync_fails_stay_pending(path: Path, monkeypatch: pytest.Monk
     monkeypatch.undo()
     assert FeatureStore(path).counts()["pending"] == 5
     StoreWriter.open(path, MADE_BY).close()
+
+
+def test_a_disk_that_fails_when_a_grown_store_is_opened_again_is_one_line(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(path)
+    real_replace, real_open = os.replace, os.open
+
+    def failing(name: object, *given: int) -> int:
+        if name == path:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real_open(name, *given)
+
+    def replace(source: Path, target: Path) -> None:
+        real_replace(source, target)
+        monkeypatch.setattr(os, "open", failing)
+
+    monkeypatch.setattr(os, "replace", replace)
+    assert str(path) in error_of(lambda: StoreWriter.extend(path, [*IDS, "f"], MADE_BY))
+    monkeypatch.undo()
+    with StoreWriter.extend(path, [*IDS, "f"], MADE_BY) as writer:
+        assert writer.store.counts() == {"pending": 1, "ok": 5, "missing": 0, "unreadable": 0, "refused": 0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -207,6 +208,17 @@ def test_a_saved_tokenizer_is_the_same_one(source: str, tmp_path: Path, request:
     assert one.ids.tolist() == two.ids.tolist()
     assert one.offsets.tolist() == two.offsets.tolist()
     assert one.pad_id == two.pad_id
+
+
+def test_a_tokenizer_that_the_disk_refuses_leaves_the_one_that_is_there(encoder_folder: Path, tmp_path: Path) -> None:
+    tokenizer, folder = load_tokenizer(encoder_folder), tmp_path / "tokenizer"
+    save_tokenizer(tokenizer, folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "replace", lambda *names: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+        with pytest.raises(UserError, match="the disk is full"):
+            save_tokenizer(tokenizer, folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_a_damaged_tokenizer_is_told(encoder_folder: Path, tmp_path: Path) -> None:

@@ -245,8 +245,12 @@ def test_a_run_that_was_killed_while_it_finished_is_finished(options: Training) 
     first = train(options)
     for name in ("summary.json", "model.safetensors", "last.safetensors"):
         (first.folder / name).unlink()
+    best = RunFolder(first.folder).best(first.best_epoch)
+    superseded = best.with_name("best-00.safetensors")  # as a kill leaves it after the last checkpoint
+    superseded.write_bytes(best.read_bytes())
     assert train(options) == first
     assert (first.folder / "model.safetensors").exists()
+    assert not superseded.exists()
 
 
 def test_the_seed_decides_the_outcome(options: Training, tmp_path: Path) -> None:
