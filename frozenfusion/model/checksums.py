@@ -21,10 +21,11 @@ def write_checksums(folder: Path) -> None:
     write_json(folder / CHECKSUMS, {path.relative_to(folder).as_posix(): _crc32(path) for path in _covered(folder)})
 
 
-def check_files(folder: Path) -> int:
-    """Require that every file is as it was written, and count them; nothing in a folder without checksums.
+def check_files(folder: Path, *, all_there: bool = False) -> int:
+    """Require that the files are as they were written, and count them; nothing in a folder without checksums.
 
-    Raises UserError for a file that is missing or damaged. Runs of version 0.1 have no checksums.
+    What is missing is told by who needs it, unless `all_there` asks for every file. Raises UserError. Runs of version
+    0.1 have no checksums.
     """
     path = folder / CHECKSUMS
     if not path.exists():
@@ -34,9 +35,9 @@ def check_files(folder: Path) -> int:
         raise UserError(f"{path}: no list of checksums: restore it, or remove it to do without")
     there = {path.relative_to(folder).as_posix(): path for path in _covered(folder)}
     for name, crc32 in written.items():
-        if name not in there:
+        if name not in there and all_there:
             raise UserError(f"{folder / name}: not there: the run folder is not whole: copy all of it")
-        if _crc32(there[name]) != crc32:
+        if name in there and _crc32(there[name]) != crc32:
             raise UserError(
                 f"{there[name]}: not as it was written: restore it, or remove it, and the same training command writes "
                 f"it again; if you changed it yourself, remove {path}"

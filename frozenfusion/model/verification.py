@@ -20,7 +20,7 @@ def runs_at(path: Path) -> list[RunFolder]:
 def verify_run(run: RunFolder) -> str:
     """Check all files of a run against their checksums; returns what was found. Raises UserError where one differs."""
     check_whole(run)
-    small, parameters = check_files(run.path), sorted(run.path.rglob("*.safetensors"))
+    small, parameters = check_files(run.path, all_there=True), sorted(run.path.rglob("*.safetensors"))
     for path in parameters:
         read_tensors(path)
     _ = run.split, run.history, run.summary

@@ -123,7 +123,7 @@ def test_verify_tells_a_whole_run_from_one_that_lacks_or_lost_something(
             assert extract.main(["--verify", str(run.run)]) != 0, path
             assert str(run.run) in capsys.readouterr().err
             path.write_bytes(content)
-    lost = run.run / "tokenizer" / "tokenizer_config.json"
+    lost = run.run / "metrics.jsonl"
     content = lost.read_bytes()
     lost.unlink()
     assert extract.main(["--verify", str(run.run)]) != 0
