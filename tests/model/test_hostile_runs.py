@@ -99,7 +99,7 @@ def test_whatever_a_file_says_it_is_read_or_refused(run: Path, tmp_path: Path, n
             assert str(tmp_path) in str(error)  # noqa: PT017
 
 
-@pytest.mark.parametrize(("name", "every"), [*((name, 163) for name in READ), *((name, 211) for name in OF_TEXT)])
+@pytest.mark.parametrize(("name", "every"), [*((name, 251) for name in READ), *((name, 401) for name in OF_TEXT)])
 def test_an_evaluation_of_it_works_or_ends_with_one_line(
     run: Path, world: Path, capsys: pytest.CaptureFixture[str], name: str, every: int
 ) -> None:
