@@ -160,6 +160,10 @@ def test_evaluation_finds_a_file_of_another_data_set_too(desk: Desk):
     given = ("evaluate.py", run, "dogs/dogs.csv", "--device", "cpu", "--bootstrap", "100", "--cache")
     words = desk.follow(desk.fails(*given, "one.h5"), 0)
     desk.succeeds(*given, words[words.index("--cache") + 1])
+    model, dogs = ff.PairClassifier.from_pretrained(run), ff.load_pairs("dogs/dogs.csv")
+    with pytest.raises(UserError, match=r"3 of the 3 pairs that are needed have other images"):
+        model.predict(dogs[:3], "one.h5")
+    assert len(model.predict(ff.load_pairs("cats/cats.csv")[:3], "one.h5")) == 3
     text_only = desk.train("cats/cats.csv", "--cache", "one.h5", "--fusion", "text")
     desk.succeeds(*text_only)
     desk.succeeds("evaluate.py", text_only[3], *given[2:], "one.h5")  # which looks at no image
