@@ -23,7 +23,7 @@ class ExtractOptions(CommonOptions, ExtractConfig):
     """Stage one: run the frozen image network once and store one feature row per image."""
 
     groups: ClassVar[Groups] = {
-        "files": ("cache", "max_pixels", "jpeg_draft"),
+        "files": ("cache", "max_pixels", "image_seconds", "jpeg_draft"),
         "network": ("backbone", "weights", "pool", "image_size", "precision", "dtype"),
         "speed": ("device", "runtime", "batch_size", "workers"),
         "resuming": ("resume", "rebuild", "retry_failed", "strict"),
