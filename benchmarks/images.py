@@ -14,7 +14,6 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 from PIL import Image
@@ -26,7 +25,7 @@ from frozenfusion.data.images import decode_image
 from frozenfusion.data.sample.build import make_sample
 
 BOMBS, SIDE = 20, 9_950
-WAYS = ALONE, THREADS, PROCESSES = "decode_image in threads", "as stage one", "all in processes"
+WAYS = ALONE, THREADS, PROCESSES = "decode_image in threads", "Decoder, of few", "Decoder, of many: processes"
 
 
 def main() -> None:
@@ -59,18 +58,13 @@ def measured(files: list[bytes], given: argparse.Namespace) -> dict[str, float]:
     size, workers = given.image_size, given.workers
     with (
         ThreadPoolExecutor(workers) as pool,
-        decoding.Decoder(size, workers=workers) as decoder,
-        decoding.Decoder(size, workers=workers) as other,
+        decoding.Decoder(size, workers=workers) as few,
+        decoding.Decoder(size, workers=workers, images=decoding.MANY) as many,
     ):
-
-        def in_processes() -> None:
-            with mock.patch.object(decoding, "quick_bytes", lambda data: None):
-                list(pool.map(other.decode, files))
-
         ways = {
             ALONE: lambda: list(pool.map(lambda data: decode_image(data, size), files)),
-            THREADS: lambda: list(pool.map(decoder.decode, files)),
-            PROCESSES: in_processes,
+            THREADS: lambda: list(pool.map(few.decode, files)),
+            PROCESSES: lambda: list(pool.map(many.decode, files)),
         }
         return rates(alternate(ways, rounds=given.rounds), dict.fromkeys(WAYS, len(files)))
 

@@ -82,8 +82,8 @@ class ExtractionLoop:
         )
         log.info("extracting on %s", runner)
         size, began = runner.batch_size, time.perf_counter()
-        showing = Progress(len(tasks), "img", "extracting")
-        with quiet_pillow(), showing as self._progress, self._pool() as pool, self._decoder() as self._decodes:
+        showing, decoder = Progress(len(tasks), "img", "extracting"), self._decoder(len(tasks))
+        with quiet_pillow(), showing as self._progress, self._pool() as pool, decoder as self._decodes:
             batch: list[Decoded] = []
             for image in self._timed(_in_order(pool, self._decode, tasks, BATCHES_AHEAD * size)):
                 self._timing.decode += image.seconds
@@ -112,7 +112,7 @@ class ExtractionLoop:
     def _pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self._workers, "decode")
 
-    def _decoder(self) -> Decoder:
+    def _decoder(self, images: int) -> Decoder:
         config = self._config
         return Decoder(
             config.image_size,
@@ -120,6 +120,7 @@ class ExtractionLoop:
             draft=config.jpeg_draft,
             seconds=config.image_seconds,
             workers=self._workers,
+            images=images,
         )
 
     def _timed(self, images: Iterator[Decoded]) -> Iterator[Decoded]:

@@ -163,7 +163,7 @@ def test_a_lack_of_memory_is_no_image_s_fault(run, data, monkeypatch):
     monkeypatch.undo()
     summary = run()
     assert summary.counts["ok"] == 11
-    assert 0 < summary.timing.images
+    assert summary.timing.images > 0
 
 
 def test_reasons_of_earlier_runs_stay_in_the_list(run, data, tmp_path):
