@@ -36,7 +36,7 @@ except ImportError:  # Windows
 DECODE, GO = b"D", b"G"
 ORDER = struct.Struct("<QIQ?d")  # bytes of the file, size, max_pixels, draft, seconds
 REPLY = struct.Struct("<cQ")
-NEEDS, PIXELS, BAD, NO_MEMORY = b"N", b"P", b"B", b"M"  # bytes needed; their number follows; so too; nothing follows
+READY, NEEDS, PIXELS, BAD, NO_MEMORY = b"R", b"N", b"P", b"B", b"M"  # with NEEDS how many; PIXELS and BAD are followed
 
 COPIES = 4  # of the file, while its header is read
 SPARE_BYTES = 2**30  # of address space, most of it never used
@@ -94,6 +94,8 @@ def main() -> None:
         AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # there is a process for each core
     orders: queue.SimpleQueue[Order | bytes] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(sys.stdin.buffer, orders), daemon=True).start()
+    replies.write(REPLY.pack(READY, 0))
+    replies.flush()
     with quiet_pillow():
         while True:
             order = orders.get()

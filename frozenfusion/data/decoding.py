@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from frozenfusion.data.decode_worker import BAD, DECODE, GO, NEEDS, ORDER, PIXELS, REPLY
+from frozenfusion.data.decode_worker import BAD, DECODE, GO, NEEDS, ORDER, PIXELS, READY, REPLY
 from frozenfusion.data.images import MAX_FILE_BYTES, MAX_PIXELS, BadImage, decode_image
 from frozenfusion.data.quick import quick_bytes
 from frozenfusion.store.status import REFUSED, UNREADABLE
@@ -144,7 +144,10 @@ class Decoder:
         """A process that waits for work, or a new one; it is kept unless something went wrong."""
         with self._lock:
             self._check_open()
-            process = self._idle.pop() if self._idle else _Process()
+            try:
+                process = self._idle.pop() if self._idle else _Process()
+            except OSError as error:
+                raise UserError(f"cannot start a process that decodes images ({error.strerror})") from error
             self._running.add(process)
         fit = False
         try:
@@ -162,9 +165,11 @@ class Decoder:
                     process.close()
 
     def _decoded_by(self, process: _Process, data: bytes) -> np.ndarray:
-        began = time.monotonic()
+        began = None
         waited = 0.0
         try:
+            process.wait_until_ready()
+            began = time.monotonic()
             process.send(DECODE + ORDER.pack(len(data), self._size, self._max_pixels, self._draft, self._seconds), data)
             kind, length = process.reply()
             if kind == NEEDS:
@@ -179,6 +184,8 @@ class Decoder:
         except (EOFError, OSError):
             self._check_open()
             status = process.status()
+            if began is None:
+                raise UserError(f"a process that decodes images ended with status {status} as it was started") from None
             if time.monotonic() - began - waited >= self._seconds:
                 raise BadImage(REFUSED, f"takes more than {self._seconds:g} s to decode") from None
             if status == _KILLED:
@@ -208,6 +215,11 @@ class _Process:
         assert self._popen.stdin is not None
         assert self._popen.stdout is not None
         self._to, self._from = self._popen.stdin, self._popen.stdout
+        self._ready = False
+
+    def wait_until_ready(self) -> None:
+        if not self._ready:
+            self._ready = self.reply() == (READY, 0)
 
     def send(self, *parts: bytes) -> None:
         for part in parts:

@@ -23,6 +23,7 @@ from frozenfusion.data.decoding import Budget, Closed, Decoder
 from frozenfusion.data.images import BadImage, decode_image
 from frozenfusion.data.quick import MOST_TAGS, quick_bytes
 from frozenfusion.store.status import REFUSED, UNREADABLE
+from frozenfusion.utils.errors import UserError
 
 RAMP = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (48, 1))
 COLOUR = Image.merge("RGB", [Image.fromarray(each) for each in (RAMP, 255 - RAMP, RAMP // 2)])
@@ -88,13 +89,12 @@ def test_no_process_is_started_for_plain_pictures_and_pages(monkeypatch):
         assert "HTML" in refusal(decoder, b"<!DOCTYPE html>")[1]
 
 
-def test_a_process_gives_what_a_thread_does_in_any_order(monkeypatch):
+def test_processes_give_what_threads_do_in_any_order():
     files = [
         encoded(COLOUR.resize((40 + n, 60)), kind) for n in range(3) for kind in ("JPEG", "PNG", "GIF", "TIFF", "TGA")
     ]
     alone = [decode_image(data, 20) for data in files]
-    monkeypatch.setattr(decoding, "quick_bytes", lambda data: None)
-    with ThreadPoolExecutor(8) as pool, Decoder(20, workers=8) as decoder:
+    with ThreadPoolExecutor(8) as pool, Decoder(20, workers=8, images=decoding.MANY) as decoder:
         together = list(pool.map(decoder.decode, files * 3))
         assert refusal(decoder, b"")[0] == UNREADABLE
         assert refusal(decoder, files[0][:-40]) == (UNREADABLE, "image file is truncated")
@@ -152,7 +152,7 @@ def test_a_file_that_asks_for_far_too_much_memory_is_refused():
     count, about = 60_000, 2_000_000
     entries = b"".join(struct.pack("<HHII", tag, 2, about, 8) for tag in range(count))
     bomb = b"II*\0" + struct.pack("<I", about + 8) + bytes(about) + struct.pack("<H", count) + entries + bytes(4)
-    with Decoder(16) as decoder:
+    with Decoder(16, seconds=600) as decoder:
         assert refusal(decoder, bomb) == (REFUSED, "takes far more memory than a picture of its size should")
 
 
@@ -184,6 +184,16 @@ def _runs(pid: int) -> bool:
         return Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_a_process_that_cannot_start_is_no_file_s_fault(monkeypatch, tmp_path):
+    good = encoded(COLOUR, "GIF")
+    monkeypatch.setattr(decoding, "_START", "raise SystemExit(3)")
+    with Decoder(16) as decoder, pytest.raises(UserError, match="ended with status 3"):
+        decoder.decode(good)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
+    with Decoder(16) as decoder, pytest.raises(UserError, match="cannot start a process"):
+        decoder.decode(good)
 
 
 def test_a_budget_is_never_exceeded_and_what_is_larger_is_held_alone():
