@@ -48,7 +48,7 @@ class ExtractConfig:
     """images per forward pass; by default up to 4 for each thread of a CPU, 128 on a GPU"""
 
     workers: int | None = None
-    """threads that decode images ahead of the network; by default chosen from the number of cores"""
+    """images decoded at once ahead of the network; by default chosen from the number of cores"""
 
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, …"""
