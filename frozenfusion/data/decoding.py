@@ -3,8 +3,7 @@
 A few pictures that surely are quick (`quick.py`) are decoded in threads, which cost nothing to start. Everything else,
 and what a thread found no memory for, is decoded in processes, started when they are first needed: no thread can be
 stopped, and no decoder of a rare format can be trusted to end, to be modest, or not to crash. Of many pictures, the
-quick ones go there too, where they are decoded twice as fast on two cores as by threads of one interpreter
-(docs/performance.md).
+quick ones go there too: measured as mostly faster than threads (docs/performance.md).
 """
 
 from __future__ import annotations
