@@ -23,7 +23,7 @@ class ExtractOptions(DataOptions, ExtractConfig):
     """Stage one: run the frozen image network once and store one feature row per image."""
 
     groups: ClassVar[Groups] = {
-        "files": ("cache", "max_pixels", "jpeg_draft", "no_follow_links"),
+        "files": ("cache", "max_pixels", "image_seconds", "jpeg_draft", "no_follow_links"),
         "network": ("backbone", "weights", "pool", "image_size", "precision", "dtype"),
         "speed": ("device", "runtime", "batch_size", "workers"),
         "resuming": ("resume", "update", "rebuild", "retry_failed", "strict"),

@@ -8,13 +8,14 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from frozenfusion.data.colours import bytes_beside, limits, square, stretched
 from frozenfusion.store.status import DIGEST_BYTES, MISSING, REFUSED, UNREADABLE
 from frozenfusion.utils.files import NotRegularError, TooLargeError, read_regular_file
 
@@ -42,15 +43,11 @@ _IMPOSTORS = [
     )
 ]
 
-_TRANSPOSE = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+# Bytes of a pixel in Pillow, where they are not four; and what decoders hold beside it.
+_BYTES = {"1": 1, "L": 1, "P": 1}
+_DECODERS_BYTES = {"JPEG": 6, "MPO": 6, "JPEG2000": 16, "AVIF": 8, "WEBP": 8, "TIFF": 4}
+
+_PFM = re.compile(rb"PF\s+(\d{1,10})\s+(\d{1,10})\s+([-+.\deE]{1,30})\s")
 
 
 @cache
@@ -108,38 +105,70 @@ def file_digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
 
 
-def decode_image(data: bytes, size: int, *, max_pixels: int = MAX_PIXELS, draft: bool = False) -> np.ndarray:
+def decode_image(
+    data: bytes,
+    size: int,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    draft: bool = False,
+    before_pixels: Callable[[int], None] | None = None,
+) -> np.ndarray:
     """Decode an image file's bytes to RGB, uint8 of shape (size, size, 3), as `square` makes it.
 
     Of an animation the first frame counts. With `draft`, a JPEG picture at least four times as large is decoded at a
-    half, a quarter or an eighth, still twice as large. Raises BadImage; REFUSED before any pixel is decoded.
+    half, a quarter or an eighth, still twice as large. `before_pixels` is told about how many bytes decoding will take.
+    Raises BadImage, REFUSED before any pixel is decoded; MemoryError.
     """
+    told = before_pixels or (lambda needed: None)
     try:
+        if data.startswith(b"PF"):
+            return _colour_pfm(data, size, max_pixels, told)
         with Image.open(io.BytesIO(data), formats=_formats()) as image:
             _check_size(image.size, max_pixels)
             if draft:
                 image.draft(None, (2 * size, 2 * size))
+            told(_bytes_of(image, size))
             image.load()
+            _check_size(image.size, max_pixels)  # an icon may hold another size than it says
             return square(image, size)
-    except BadImage:
+    except (BadImage, MemoryError):
         raise
     except UnidentifiedImageError:
         raise BadImage(UNREADABLE, _what_it_is(data)) from None
     except Image.DecompressionBombError:
         raise BadImage(REFUSED, f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels") from None
-    except MemoryError:
-        raise BadImage(REFUSED, "more memory than there is") from None
     except Exception as error:  # decoders of hostile bytes raise anything
+        if isinstance(error, OSError) and "out of memory" in str(error):  # so Pillow's decoders say it
+            raise MemoryError(str(error)) from None
         raise BadImage(UNREADABLE, _reason(error)) from None
 
 
-def square(image: Image.Image, size: int) -> np.ndarray:
-    """A picture as RGB, uint8 of shape (size, size, 3).
+def _bytes_of(image: Image.Image, size: int) -> int:
+    """About how many bytes decoding a picture and making it small takes."""
+    own = _BYTES.get(image.mode, 2 if image.mode.startswith("I;16") else 4)
+    beside = _DECODERS_BYTES.get(image.format or "", 0)
+    return image.width * image.height * (own + beside) + bytes_beside(image.size, size)
 
-    Grey, palette, CMYK and 16-bit pictures become RGB, transparency white; EXIF orientation is applied. Both sides are
-    then resized to `size` regardless of shape, as torchvision's Resize((size, size)) does.
-    """
-    return np.array(_rgb(_upright(image)).resize((size, size), Image.Resampling.BILINEAR))
+
+def _colour_pfm(data: bytes, size: int, max_pixels: int, told: Callable[[int], None]) -> np.ndarray:
+    """A portable float map of three channels, which Pillow does not read; its rows go from the bottom to the top."""
+    header = _PFM.match(data)
+    if header is None:
+        raise BadImage(UNREADABLE, "damaged or cut short within its header")
+    width, height, scale = int(header[1]), int(header[2]), float(header[3])
+    _check_size((width, height), max_pixels)
+    if not scale or not np.isfinite(scale):
+        raise BadImage(UNREADABLE, "scale must be finite and non-zero")
+    if len(data) - header.end() < 12 * width * height:
+        raise BadImage(UNREADABLE, "image file is truncated")
+    told(7 * width * height + bytes_beside((width, height), size))
+    kind = "<f4" if scale < 0 else ">f4"
+    values = np.frombuffer(data, kind, 3 * width * height, header.end()).reshape(height, width, 3)[::-1]
+    ranges = np.array([limits(row) for row in values])
+    pixels = np.empty(values.shape, np.uint8)
+    for y, row in enumerate(values):
+        pixels[y] = stretched(row, ranges[:, 0].min(), ranges[:, 1].max())
+    return square(Image.fromarray(pixels), size)
 
 
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:
@@ -148,42 +177,6 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
         raise BadImage(UNREADABLE, f"no pixels ({width} x {height})")
     if width * height > max_pixels:
         raise BadImage(REFUSED, f"{width} x {height} pixels, more than {max_pixels:,}")
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # damaged EXIF does not make a picture worse
-        return image
-    method = _TRANSPOSE.get(orientation) if isinstance(orientation, int) else None
-    return image if method is None else image.transpose(method)
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode in {"F", "I"} or image.mode.startswith("I;16"):
-        return Image.fromarray(_grey(image)).convert("RGB")
-    if not image.has_transparency_data:
-        return image if image.mode == "RGB" else image.convert("RGB")  # of what is RGB already, Pillow makes a copy
-    seen = image.convert("RGBA")
-    white = Image.new("RGBA", seen.size, "white")
-    return Image.alpha_composite(white, seen).convert("RGB")
-
-
-def _grey(image: Image.Image) -> np.ndarray:
-    """More than 8 bits per pixel as uint8: 16 bits by their high byte, as Pillow does for colour, others stretched.
-
-    32-bit and floating-point pictures have no agreed white, so theirs is the highest value; portable graymaps, which
-    Pillow holds in 32 bits, are 16-bit ones.
-    """
-    values = np.asarray(image)
-    if image.mode.startswith("I;16") or image.format == "PPM":
-        grey = (values >> 8).clip(0, 255).astype(np.uint8)
-    else:
-        finite = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
-        low, high = finite.min(), finite.max()
-        grey = ((finite - low) * (255 / (high - low or 1.0))).round().astype(np.uint8)
-    transparent = image.info.get("transparency")
-    return np.where(values == transparent, np.uint8(255), grey) if isinstance(transparent, int) else grey
 
 
 def _what_it_is(data: bytes) -> str:

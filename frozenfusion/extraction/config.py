@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from frozenfusion.utils.checks import at_most, one_of, tidy, whole
+from frozenfusion.utils.checks import at_least, at_most, one_of, tidy, whole
 from frozenfusion.utils.errors import UsageError
 from frozenfusion.vision.registry import check_backbone
 
 PILLOW_PIXELS = 178_956_970  # pictures with more are refused by Pillow itself
+DAY = 86_400
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +41,14 @@ class ExtractConfig:
     max_pixels: int = 100_000_000
     """images with more pixels than this (178,956,970 at most) are refused before they are decoded"""
 
+    image_seconds: float = 30.0
+    """images that take longer than this to decode are refused, such as those made to"""
+
     batch_size: int | None = None
     """images per forward pass; by default up to 4 for each thread of a CPU, 128 on a GPU"""
 
     workers: int | None = None
-    """threads that decode images ahead of the network; by default chosen from the number of cores"""
+    """images decoded at once ahead of the network; by default chosen from the number of cores"""
 
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, …"""
@@ -74,6 +78,8 @@ class ExtractConfig:
             one_of(self, name)
         whole("image_size", self.image_size, 32)
         at_most("image_size", self.image_size, 1024)
+        at_least("image_seconds", self.image_seconds, 0.1)
+        at_most("image_seconds", self.image_seconds, DAY)
         whole("max_pixels", self.max_pixels, 1)
         at_most("max_pixels", self.max_pixels, PILLOW_PIXELS)
         if self.batch_size is not None:

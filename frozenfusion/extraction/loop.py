@@ -17,8 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from frozenfusion.data.decoding import Decoder, no_memory
 from frozenfusion.data.identity import NO_FILE, file_stat
-from frozenfusion.data.images import BadImage, decode_image, file_digest, quiet_pillow, read_image_file
+from frozenfusion.data.images import BadImage, file_digest, quiet_pillow, read_image_file
 from frozenfusion.extraction.config import ExtractConfig
 from frozenfusion.store.status import MISSING
 from frozenfusion.store.writer import StoreWriter
@@ -81,7 +82,8 @@ class ExtractionLoop:
         )
         log.info("extracting on %s", runner)
         size, began = runner.batch_size, time.perf_counter()
-        with quiet_pillow(), Progress(len(tasks), "img", "extracting") as self._progress, self._pool() as pool:
+        showing, decoder = Progress(len(tasks), "img", "extracting"), self._decoder(len(tasks))
+        with quiet_pillow(), showing as self._progress, self._pool() as pool, decoder as self._decodes:
             batch: list[Decoded] = []
             for image in self._timed(_in_order(pool, self._decode, tasks, BATCHES_AHEAD * size)):
                 self._timing.decode += image.seconds
@@ -103,9 +105,23 @@ class ExtractionLoop:
         self._timing.total = time.perf_counter() - began
         return self._timing
 
+    @property
+    def _workers(self) -> int:
+        return self._config.workers or min(16, os.cpu_count() or 1)
+
     def _pool(self) -> ThreadPoolExecutor:
-        # Threads, because Pillow lets go of the interpreter while it decodes and resizes.
-        return ThreadPoolExecutor(self._config.workers or min(16, os.cpu_count() or 1), "decode")
+        return ThreadPoolExecutor(self._workers, "decode")
+
+    def _decoder(self, images: int) -> Decoder:
+        config = self._config
+        return Decoder(
+            config.image_size,
+            max_pixels=config.max_pixels,
+            draft=config.jpeg_draft,
+            seconds=config.image_seconds,
+            workers=self._workers,
+            images=images,
+        )
 
     def _timed(self, images: Iterator[Decoded]) -> Iterator[Decoded]:
         while True:
@@ -117,14 +133,17 @@ class ExtractionLoop:
             yield image
 
     def _decode(self, task: Task) -> Decoded:
-        began, config = time.perf_counter(), self._config
+        began = time.perf_counter()
         stat, digest, pixels, bad = file_stat(task.path), None, None, None
         try:
-            data = read_image_file(task.path)
-            digest = file_digest(data)
-            pixels = decode_image(data, config.image_size, max_pixels=config.max_pixels, draft=config.jpeg_draft)
+            with self._decodes.reading(task.path):
+                data = read_image_file(task.path)
+                digest = file_digest(data)
+                pixels = self._decodes.decode(data)
         except BadImage as error:
             bad = error
+        except MemoryError as error:
+            raise no_memory(task.path) from error
         return Decoded(task, pixels, bad, digest, stat, time.perf_counter() - began)
 
     def _mark(self, image: Decoded) -> None:

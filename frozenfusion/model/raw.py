@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from frozenfusion.data.images import BadImage, decode_image, quiet_pillow, read_image_file, square
+from frozenfusion.data.colours import square
+from frozenfusion.data.decoding import Decoder, no_memory
+from frozenfusion.data.images import BadImage, quiet_pillow, read_image_file
 from frozenfusion.store.reader import Rows
 from frozenfusion.store.status import UNREADABLE
 from frozenfusion.utils.errors import UserError
@@ -39,10 +41,12 @@ class RawImages:
         features = np.zeros((len(images), *backbone.feature_shape), dtype=np.float32)
         runner = backbone.prepare(str(device), "eager", batch_size=min(len(images), default_batch_size(device)))
         reasons = []
-        with quiet_pillow(), ThreadPoolExecutor(min(16, os.cpu_count() or 1), "decode") as pool:
+        workers = min(16, os.cpu_count() or 1)
+        decoder = Decoder(backbone.image_size, draft=backbone.jpeg_draft, workers=workers, images=len(images))
+        with quiet_pillow(), ThreadPoolExecutor(workers, "decode") as pool, decoder:
             rest = iter(enumerate(images))
             while part := list(islice(rest, DECODED_AHEAD * runner.batch_size)):
-                decoded = list(pool.map(lambda item: _decoded(item[1], backbone), part))
+                decoded = list(pool.map(lambda item: _decoded(item[1], decoder, backbone.image_size), part))
                 reasons += [
                     f"number {row + 1} ({found})"
                     for (row, _), found in zip(part, decoded, strict=True)
@@ -98,10 +102,9 @@ def backbone_of(fingerprint: Mapping[str, Any], weights: str) -> Backbone:
     return backbone
 
 
-def _decoded(image: AnyImage | None, backbone: Backbone) -> NDArray[np.uint8] | BadImage | None:
+def _decoded(image: AnyImage | None, decoder: Decoder, size: int) -> NDArray[np.uint8] | BadImage | None:
     if image is None:
         return None
-    size = backbone.image_size
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,), (4,)):
             raise ValueError(f"an image's array is uint8 (h, w, 3), not {image.dtype} {image.shape}")
@@ -113,12 +116,16 @@ def _decoded(image: AnyImage | None, backbone: Backbone) -> NDArray[np.uint8] | 
     try:
         if isinstance(image, Image.Image):
             return square(image, size)
-        data = image if isinstance(image, bytes) else read_image_file(image)
-        return decode_image(data, size, draft=backbone.jpeg_draft)
+        if isinstance(image, bytes):
+            return decoder.decode(image)
+        with decoder.reading(image):
+            return decoder.decode(read_image_file(image))
     except BadImage as error:
         return error
     except OSError as error:  # a picture that is only read now
         return BadImage(UNREADABLE, one_line(error))
+    except MemoryError as error:
+        raise no_memory("an image" if isinstance(image, Image.Image | bytes) else image) from error
 
 
 def _is_array(found: object) -> bool:

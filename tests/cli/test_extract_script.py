@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import resource
@@ -17,6 +18,7 @@ from conftest import ROOT
 from PIL import Image
 
 from frozenfusion.store.reader import FeatureStore
+from frozenfusion.store.status import PENDING
 from frozenfusion.utils.errors import UserError
 
 IMAGES = 60
@@ -89,6 +91,21 @@ def test_killed_at_random_moments_and_resumed_it_ends_as_if_uninterrupted(data, 
     for name in ("ids", "features", "status", "digest", "crc32", "stat"):
         assert np.array_equal(getattr(store, name), getattr(uninterrupted, name)), name
     assert sorted(path.name for path in tmp_path.iterdir()) == ["features.bad.csv", "features.h5"]
+
+
+def test_interrupted_within_an_image_that_takes_for_ever_it_ends_at_once(data, tmp_path):
+    shutil.copytree(data, tmp_path / "posts")
+    file = io.BytesIO()
+    Image.new("L", (4000, 4000)).save(file, "JPEG", progressive=True)
+    jpeg = file.getvalue()
+    last = jpeg.rindex(b"\xff\xda")
+    (tmp_path / "posts" / "p20.png").write_bytes(jpeg[:last] + jpeg[last:-2] * 20_000 + jpeg[-2:])
+    cache = tmp_path / "features.h5"
+    process = started(tmp_path / "posts", cache, "--image-seconds", "600")
+    wait_for_rows(process, cache, 1)
+    process.send_signal(signal.SIGINT)
+    assert finished(process)[0] == 130
+    assert FeatureStore(cache).status[20] == PENDING
 
 
 @pytest.mark.parametrize(("how", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

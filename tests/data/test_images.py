@@ -20,8 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from frozenfusion.data import images
-from frozenfusion.data.images import BadImage, decode_image, file_digest, quiet_pillow, read_image_file, square
+from frozenfusion.data import colours, images
+from frozenfusion.data.colours import square
+from frozenfusion.data.images import BadImage, decode_image, file_digest, quiet_pillow, read_image_file
 from frozenfusion.store.status import MISSING, OK, PENDING, REFUSED, UNREADABLE
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:::PIL\.")  # decoding alone leaves warnings to its caller: quiet_pillow
@@ -96,7 +97,7 @@ def smooth(width: int, height: int) -> Image.Image:
 def test_a_draft_of_a_large_jpeg_is_decoded_smaller_and_comes_close(width, height, monkeypatch):
     data = encoded(smooth(width, height), "JPEG", quality=90)
     decoded = []
-    monkeypatch.setattr(images, "_rgb", lambda image: decoded.append(image.size) or image)
+    monkeypatch.setattr(images, "square", lambda image, size: decoded.append(image.size) or square(image, size))
     whole, draft = (decode_image(data, 64, draft=draft).astype(int) for draft in (False, True))
     assert decoded[0] == (width, height)
     assert min(decoded[1]) < min(width, height) / 1.9
@@ -174,7 +175,7 @@ def test_the_first_frame_of_an_animation_counts(kind):
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_exif_orientation_is_applied(kind, orientation):
-    turns = [None, *(images._TRANSPOSE[key] for key in range(2, 9))]
+    turns = [None, *(colours._TURNS[key] for key in range(2, 9))]
     exif = Image.Exif()
     exif[0x112] = orientation
     turn = turns[orientation - 1]

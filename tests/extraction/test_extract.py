@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import shutil
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from frozenfusion.data.decoding import Decoder
 from frozenfusion.data.pairs import load_pairs
 from frozenfusion.extraction import extractor as stage_one
 from frozenfusion.extraction import loop
@@ -52,6 +54,15 @@ def run(tmp_path, data):
         return update_features(posts, cache, config)
 
     return extracted
+
+
+def many_scans(side, scans):
+    """A progressive JPEG whose last scan comes again and again."""
+    file = io.BytesIO()
+    Image.new("L", (side, side)).save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    last = data.rindex(b"\xff\xda")
+    return data[:last] + data[last:-2] * scans + data[-2:]
 
 
 def bad_list(tmp_path):
@@ -126,6 +137,33 @@ def test_bad_images_keep_their_place_and_neighbours_are_not_affected(run, data, 
     }
     assert "HTML" in found["p04"][1]
     assert str(summary.bad_list) in str(summary)
+
+
+def test_an_image_that_takes_too_long_is_refused_and_neighbours_are_not_affected(run, data, tmp_path):
+    clean = np.array(FeatureStore(run(cache=tmp_path / "clean.h5").cache).features)
+    (data / "p05.png").write_bytes(many_scans(4000, 20_000))
+    summary = run(image_seconds=1, workers=2)
+    store = FeatureStore(summary.cache)
+    assert summary.counts == {"pending": 0, "ok": 10, "missing": 0, "unreadable": 0, "refused": 1}
+    clean[5] = 0
+    assert np.array_equal(store.features, clean)
+    assert bad_list(tmp_path) == {"p05": ("refused", "takes more than 1 s to decode")}
+
+
+def test_a_lack_of_memory_is_no_image_s_fault(run, data, monkeypatch):
+    def lacking(self, content):
+        if content == (data / "p07.png").read_bytes():
+            raise MemoryError
+        return decode(self, content)
+
+    decode = Decoder.decode
+    monkeypatch.setattr(Decoder, "decode", lacking)
+    with pytest.raises(UserError, match=r"p07\.png: not enough memory .* fewer `workers`"):
+        run(batch_size=1)
+    monkeypatch.undo()
+    summary = run()
+    assert summary.counts["ok"] == 11
+    assert summary.timing.images > 0
 
 
 def test_reasons_of_earlier_runs_stay_in_the_list(run, data, tmp_path):

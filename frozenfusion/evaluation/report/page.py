@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from frozenfusion.data.images import BadImage, decode_image, quiet_pillow, read_image_file
+from frozenfusion.data.decoding import Decoder, no_memory
+from frozenfusion.data.images import BadImage, quiet_pillow, read_image_file
 from frozenfusion.data.pairs import Pair
 from frozenfusion.evaluation import metrics
 from frozenfusion.evaluation.comparison import Comparison
@@ -160,9 +161,12 @@ def _shown(character: str) -> str:
 def thumbnail(path: Path) -> str | None:
     """A small square copy of an image file as a data URI, None where it cannot be read."""
     try:
-        return data_uri(decode_image(read_image_file(path), THUMBNAIL), "JPEG")
+        with Decoder(THUMBNAIL) as decoder:
+            return data_uri(decoder.decode(read_image_file(path)), "JPEG")
     except BadImage:
         return None
+    except MemoryError as error:
+        raise no_memory(path) from error
 
 
 def modalities(comparison: Comparison) -> Modalities | None:
