@@ -353,7 +353,7 @@ def test_training_again_restores_what_a_finished_run_lost(finished: tiny.Trainin
 def test_a_folder_that_cannot_be_read_is_made_anew(finished: tiny.Training, broken: tiny.Training, folder: str):
     for path in (broken.run / folder).glob("*.json"):
         path.write_text("{")
-    with pytest.raises(UserError, match="or remove the folder: the same training command"):
+    with pytest.raises(UserError, match="and the same training command writes it again"):
         ff.PairClassifier.from_pretrained(broken.run)
     shutil.rmtree(broken.run / folder)
     broken.train()

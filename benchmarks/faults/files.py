@@ -18,6 +18,7 @@ from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.tensors import CHECKSUM
 
 TIMES = {"seconds", "seconds_per_epoch"}
+OF_TIMES = {"crc32", "metrics.jsonl"}  # in summary.json and checksums.json: checksums of what has times in it
 ROW = ("status", "features", "crc32", "digest")
 
 
@@ -72,7 +73,7 @@ def predictions_of(run: Path, data: Path, cache: Path) -> str:
 def _timeless(value: Any) -> str:
     def without(value: Any) -> Any:
         if isinstance(value, dict):
-            return {name: without(of) for name, of in value.items() if name not in TIMES}
+            return {name: without(of) for name, of in value.items() if name not in TIMES | OF_TIMES}
         return [without(of) for of in value] if isinstance(value, list) else value
 
     return json.dumps(without(value), sort_keys=True)

@@ -90,7 +90,7 @@ class Stops:
         out, data = self._world.out, self._world.folder / "all.csv"
         runs = [path.parent for path in sorted(out.rglob("config.json")) if path.parent.name != "text_encoder"]
         return Seen(
-            {path.name: rows_of(path) for path in sorted(out.glob("*.h5"))},
+            {path.name: rows_of(path) for path in sorted(out.glob("[!.]*.h5"))},
             {_name(run, out): predictions_of(run, data, out / "features.h5") for run in runs},
         )
 

@@ -79,7 +79,7 @@ class World:
             "create": Command(create),
             "extend": Command(create, (self.extract("few"),)),
             "rebuild": Command(self.extract("all", "--rebuild", weights=1), (create,), in_place=False),
-            "update": Command(self.extract("changed"), (create,)),
+            "update": Command(self.extract("changed", "--update"), (create,)),
             "train": Command(train, (create,)),
             "resume": Command(self.train("run", "concat", epochs=3), (create, train)),
             "sweep": Command(self.train("sweep", "concat", "hybrid", "--freeze-text", epochs=1), (create,)),

@@ -1,9 +1,8 @@
 """Image files become arrays, many at a time, whatever they are: within a time, within a memory, and killed if need be.
 
-A few pictures that surely are quick (`quick.py`) are decoded in threads, which cost nothing to start. Everything else,
-and what a thread found no memory for, is decoded in processes, started when they are first needed: no thread can be
-stopped, and no decoder of a rare format can be trusted to end, to be modest, or not to crash. Of many pictures, the
-quick ones go there too: measured as mostly faster than threads (docs/performance.md).
+Pictures that surely are quick (`quick.py`) are decoded in threads, which is faster (docs/performance.md) and needs no
+start. Everything else, and what a thread found no memory for, is decoded in processes, started when they are first
+needed: no thread can be stopped, and no decoder of a rare format can be trusted to end, to be modest, or not to crash.
 """
 
 from __future__ import annotations
@@ -28,7 +27,6 @@ from frozenfusion.utils.errors import UserError
 
 IMAGE_SECONDS = 30.0
 MOST_FILE_BYTES = MAX_FILE_BYTES  # of files read at once
-MANY = 500  # pictures, from which on starting processes pays off
 MOST_DECODED_BYTES = 512 * 2**20  # of pictures decoded at once
 
 _START = "import sys; sys.path[:] = sys.argv[1:]; from frozenfusion.data.decode_worker import main; main()"
@@ -72,8 +70,7 @@ class Budget:
 class Decoder:
     """Decodes from several threads, at most `workers` files at once; a context manager, which leaves no process behind.
 
-    `size`, `max_pixels` and `draft` are those of `decode_image`; `seconds` is what one picture may take, and `images`
-    how many will come.
+    `size`, `max_pixels` and `draft` are those of `decode_image`; `seconds` is what one picture may take.
     """
 
     def __init__(
@@ -84,11 +81,9 @@ class Decoder:
         draft: bool = False,
         seconds: float = IMAGE_SECONDS,
         workers: int = 1,
-        images: int = 1,
     ) -> None:
         self._size, self._max_pixels, self._draft, self._seconds = size, max_pixels, draft, seconds
         self._files, self._pictures = Budget(MOST_FILE_BYTES), Budget(MOST_DECODED_BYTES)
-        self._many = images >= MANY
         self._turns = threading.Semaphore(min(workers, os.cpu_count() or 1))
         self._lock = threading.Lock()
         self._idle: list[_Process] = []
@@ -121,7 +116,7 @@ class Decoder:
     def decode(self, data: bytes) -> np.ndarray:
         """The pixels that `decode_image` gives. Raises BadImage; MemoryError where the machine has too little."""
         needed = quick_bytes(data)
-        if needed == 0 or (needed is not None and not self._many):
+        if needed is not None:
             try:
                 with self._pictures.hold(needed):
                     self._check_open()

@@ -82,7 +82,7 @@ class ExtractionLoop:
         )
         log.info("extracting on %s", runner)
         size, began = runner.batch_size, time.perf_counter()
-        showing, decoder = Progress(len(tasks), "img", "extracting"), self._decoder(len(tasks))
+        showing, decoder = Progress(len(tasks), "img", "extracting"), self._decoder()
         with quiet_pillow(), showing as self._progress, self._pool() as pool, decoder as self._decodes:
             batch: list[Decoded] = []
             for image in self._timed(_in_order(pool, self._decode, tasks, BATCHES_AHEAD * size)):
@@ -112,7 +112,7 @@ class ExtractionLoop:
     def _pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self._workers, "decode")
 
-    def _decoder(self, images: int) -> Decoder:
+    def _decoder(self) -> Decoder:
         config = self._config
         return Decoder(
             config.image_size,
@@ -120,7 +120,6 @@ class ExtractionLoop:
             draft=config.jpeg_draft,
             seconds=config.image_seconds,
             workers=self._workers,
-            images=images,
         )
 
     def _timed(self, images: Iterator[Decoded]) -> Iterator[Decoded]:

@@ -42,7 +42,7 @@ class RawImages:
         runner = backbone.prepare(str(device), "eager", batch_size=min(len(images), default_batch_size(device)))
         reasons = []
         workers = min(16, os.cpu_count() or 1)
-        decoder = Decoder(backbone.image_size, draft=backbone.jpeg_draft, workers=workers, images=len(images))
+        decoder = Decoder(backbone.image_size, draft=backbone.jpeg_draft, workers=workers)
         with quiet_pillow(), ThreadPoolExecutor(workers, "decode") as pool, decoder:
             rest = iter(enumerate(images))
             while part := list(islice(rest, DECODED_AHEAD * runner.batch_size)):

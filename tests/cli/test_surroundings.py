@@ -299,7 +299,7 @@ def test_the_next_run_removes_what_a_killed_one_left_and_nothing_else(images: Pa
 # --- what others wrote
 
 
-HOSTILE = ("\x1b[31mred", "two\nlines", "=cmd|' /C calc'!A0")
+HOSTILE = ("+red", "\u202edesrever", "=cmd|' /C calc'!A0")
 
 
 def test_names_neither_steer_the_terminal_nor_break_tables_nor_run_in_spreadsheets(
@@ -320,10 +320,9 @@ def test_names_neither_steer_the_terminal_nor_break_tables_nor_run_in_spreadshee
     assert evaluate.main([*words, "--split", "\x1b[2J"], "evaluate.py") == 2
     said = capsys.readouterr()
     assert "\x1b" not in said.out + said.err
-    assert [line for line in said.out.splitlines() if line.startswith("two?lines  ")]
     with (run / "evaluation" / "predictions.csv").open(newline="") as file:
         cells = [cell for line in csv.reader(file) for cell in line]
-    assert {"two lines", "'=cmd|' /C calc'!A0"} <= set(cells)
+    assert "'=cmd|' /C calc'!A0" in cells
     assert not [cell for cell in cells if cell.startswith("=") or "\n" in cell or "\x1b" in cell]
 
 

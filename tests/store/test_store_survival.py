@@ -270,7 +270,7 @@ def test_rows_whose_sync_fails_stay_pending(path: Path, monkeypatch: pytest.Monk
     StoreWriter.open(path, MADE_BY).close()
 
 
-def test_a_disk_that_fails_when_a_grown_store_is_opened_again_is_one_line(
+def test_a_disk_that_fails_when_a_grown_store_is_written_is_one_line(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written(path)
@@ -286,7 +286,8 @@ def test_a_disk_that_fails_when_a_grown_store_is_opened_again_is_one_line(
         monkeypatch.setattr(os, "open", failing)
 
     monkeypatch.setattr(os, "replace", replace)
-    assert str(path) in error_of(lambda: StoreWriter.extend(path, [*IDS, "f"], MADE_BY))
+    with StoreWriter.extend(path, [*IDS, "f"], MADE_BY) as writer:
+        assert str(path) in error_of(lambda: write(writer, [5]))
     monkeypatch.undo()
     with StoreWriter.extend(path, [*IDS, "f"], MADE_BY) as writer:
         assert writer.store.counts() == {"pending": 1, "ok": 5, "missing": 0, "unreadable": 0, "refused": 0}
