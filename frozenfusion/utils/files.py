@@ -170,11 +170,11 @@ def link_or_copy(source: str | os.PathLike[str], target: str | os.PathLike[str])
         with replacing(target) as temporary:
             shutil.copyfile(source, temporary)
         return
-    try:
-        with writing(target):
+    with writing(target):
+        try:
             os.replace(link, target)
-    finally:
-        link.unlink(missing_ok=True)  # still there if both names meant one file before
+        finally:
+            link.unlink(missing_ok=True)  # still there if both names meant one file before
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
