@@ -22,6 +22,7 @@ from frozenfusion.model.network import count_parameters
 from frozenfusion.model.run_folder import RECIPE, RESTORED, RunFolder
 from frozenfusion.model.saving import save_setup, save_weights
 from frozenfusion.store.reader import FeatureStore, as_store
+from frozenfusion.text.choices import OPTIONS
 from frozenfusion.text.hub import settled
 from frozenfusion.training.checkpoint import (
     HEAD_OPTIONS,
@@ -46,7 +47,7 @@ from frozenfusion.utils.messages import first_few, first_line
 from frozenfusion.utils.progress import Progress, log
 from frozenfusion.utils.tensors import weights_sha256
 
-TEXT_ENCODER = "--text-encoder"
+TEXT_ENCODER, WORD_VECTORS = "--text-encoder", "--word-vectors"
 PAIRS, FROZEN_WEIGHTS = "pairs", "frozen text encoder"
 _TOLD = {
     PAIRS: "pairs: their texts, labels, images or split are not the same",
@@ -164,6 +165,7 @@ def _state(folder: RunFolder, config: TrainConfig, inputs: TrainingInputs, head:
     """How far the run is. Raises UserError where `resume` or an option that changed since forbids to resume."""
     kind = head_class(head)
     fixed = [name for name in RECIPE if name not in {"epochs", "head_options", *meaningless(kind)}]
+    fixed += OPTIONS if config.is_recurrent else ()
     made_from = {
         "--fusion": head,
         "--seed": config.seed,
@@ -196,7 +198,7 @@ def _refuse_changes(folder: RunFolder, state: State, made_from: Mapping[str, Any
 
 
 def _is_same(name: str, old: Any, new: Any) -> bool:
-    if name == TEXT_ENCODER and isinstance(old, str) and settled(old) == settled(new):
+    if name in (TEXT_ENCODER, WORD_VECTORS) and isinstance(old, str) and new and settled(old) == settled(new):
         return True
     return bool(old == new)
 
