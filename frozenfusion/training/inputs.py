@@ -117,6 +117,12 @@ class TrainingInputs:
         run = self._encoder_run
         return load_tokenizer(self._config.text_encoder if run is None else run.tokenizer)
 
+    @property
+    def vocabulary_digest(self) -> str:
+        """Digest of the tokens that there are and their ids."""
+        words = "\n".join(vocabulary(self.tokenizer))
+        return hashlib.blake2b(words.encode("utf-8", "replace"), digest_size=16).hexdigest()
+
     def text_encoder(self, seed: int) -> PreTrainedModel:
         """A text encoder to be trained; all runs share a frozen one, drawn from the config's seed if it is random."""
         return self._frozen_encoder if self._config.freeze_text else self._load_encoder(seed)

@@ -48,10 +48,11 @@ from frozenfusion.utils.progress import Progress, log
 from frozenfusion.utils.tensors import weights_sha256
 
 TEXT_ENCODER, WORD_VECTORS = "--text-encoder", "--word-vectors"
-PAIRS, FROZEN_WEIGHTS = "pairs", "frozen text encoder"
+PAIRS, FROZEN_WEIGHTS, VOCABULARY = "pairs", "frozen text encoder", "vocabulary"
 _TOLD = {
     PAIRS: "pairs: their texts, labels, images or split are not the same",
     FROZEN_WEIGHTS: "frozen text encoder: its weights are not the same",
+    VOCABULARY: "vocabulary: another version cuts the texts into other words",
 }
 
 
@@ -222,11 +223,12 @@ def _run(
     config = dataclasses.replace(config, text_encoder=named)
     model_config = dataclasses.replace(inputs.model_config(head), text_encoder=named)
     encoder = inputs.text_encoder(config.seed) if model_config.reads_text else None
-    if encoder is not None and config.freeze_text:  # its weights are no part of the checkpoint
-        frozen = {FROZEN_WEIGHTS: weights_sha256(encoder.state_dict())}
-        if state.epochs:
-            _refuse_changes(folder, state, frozen)
-        state.made_from = {**state.made_from, **frozen}
+    fixed = {VOCABULARY: inputs.vocabulary_digest} if config.is_recurrent else {}  # what no checkpoint's tensors tell
+    if encoder is not None and config.freeze_text:
+        fixed[FROZEN_WEIGHTS] = weights_sha256(encoder.state_dict())
+    if state.epochs:
+        _refuse_changes(folder, state, fixed)
+    state.made_from = {**state.made_from, **fixed}
     model = build_model(model_config, encoder, config.seed, inputs.tokenizer)
     trainer = Trainer(
         model,
