@@ -13,6 +13,7 @@ from typing import Any
 from frozenfusion.data.splits import Split
 from frozenfusion.model.checksums import CHECKSUMS, without_checksum
 from frozenfusion.model.config import ModelConfig
+from frozenfusion.text.choices import OPTIONS, RECURRENT
 from frozenfusion.text.hub import settled
 from frozenfusion.utils import fits
 from frozenfusion.utils.errors import UserError
@@ -162,6 +163,8 @@ class RunFolder:
         options = options if isinstance(options, dict) else {}
         # what the head was given stands in the model's configuration
         chosen = {name: options.get(name) for name in RECIPE if name not in ("alpha", "head_options")}
+        if chosen["text_encoder"] in RECURRENT:
+            chosen |= {name: options.get(name) for name in OPTIONS}
         if isinstance(chosen["text_encoder"], str):
             chosen["text_encoder"] = settled(chosen["text_encoder"])
         return json.dumps([chosen, self.model_config.fusion_options], sort_keys=True, default=str)

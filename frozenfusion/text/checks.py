@@ -15,7 +15,15 @@ from frozenfusion.utils.files import MAX_JSON_BYTES, check_regular, read_json
 from frozenfusion.utils.messages import shown
 
 MOST_PARAMETERS = 2**32  # of a text encoder
-_WIDTHS = ("hidden_size", "intermediate_size", "embedding_size", "vocab_size", "max_position_embeddings", "dim")
+_WIDTHS = (
+    "hidden_size",
+    "intermediate_size",
+    "embedding_size",
+    "vocab_size",
+    "max_position_embeddings",
+    "dim",
+    "rnn_width",
+)
 
 # The ways to compute attention that are on this machine; any other name is fetched from the hub and run.
 _ATTENTION = {None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"}

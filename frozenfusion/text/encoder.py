@@ -16,11 +16,15 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from frozenfusion.text.checks import check_configuration, check_files, check_size, check_weight_types
 from frozenfusion.text.hub import find_files
 from frozenfusion.text.kernels import use_fast_kernels
+from frozenfusion.text.recurrent import RecurrentConfig, RecurrentEncoder
 from frozenfusion.text.tokens import quiet
 from frozenfusion.utils.errors import UsageError, UserError
 from frozenfusion.utils.messages import first_line
 from frozenfusion.utils.progress import log
 from frozenfusion.utils.tensors import unusable
+
+AutoConfig.register(RecurrentConfig.model_type, RecurrentConfig, exist_ok=True)
+AutoModel.register(RecurrentConfig, RecurrentEncoder, exist_ok=True)
 
 
 class TextFeatures(NamedTuple):

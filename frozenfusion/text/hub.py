@@ -26,9 +26,9 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def settled(name_or_path: str) -> str:
-    """A text encoder's name such that the same encoder has the same: of a folder its whole path, else as given."""
-    folder = Path(name_or_path).expanduser()
-    return os.path.realpath(folder) if folder.is_dir() else name_or_path
+    """A text encoder's name such that the same encoder has the same: of what is here its whole path, else as given."""
+    path = Path(name_or_path).expanduser()
+    return os.path.realpath(path) if path.exists() else name_or_path
 
 
 def find_files(name_or_path: str | Path, *, weights: bool) -> Path:

@@ -24,6 +24,7 @@ from transformers.utils import logging as chatter
 
 from frozenfusion.text.checks import check_files
 from frozenfusion.text.hub import find_files
+from frozenfusion.text.words import SEGMENTER, segmented, segmenter_of
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import write_atomically, writing
 from frozenfusion.utils.messages import first_line
@@ -77,6 +78,7 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_lengt
 
     Special tokens are the tokenizer's to add: where a text spells one ("[SEP]"), its letters are read like any others.
     """
+    texts = segmented(tokenizer, texts)
     ids, types, cut = _encode(tokenizer, texts, max_length)
     special, unknown = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}, tokenizer.unk_token
     added = tokenizer.num_special_tokens_to_add()
@@ -178,10 +180,12 @@ def _plain(tokenizer: PreTrainedTokenizerFast, folder: Path) -> PreTrainedTokeni
         # added tokens, which cut a text before it is tokenised: "t.co" becomes "t", ".", "▁co". Undo that.
         backend["added_tokens"] = [token for token in backend["added_tokens"] if token["special"]]
     names = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+    segmenter = segmenter_of(tokenizer)
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(backend)),
         model_max_length=tokenizer.model_max_length,
         **{name: str(getattr(tokenizer, name)) for name in names if getattr(tokenizer, name, None) is not None},
+        **({SEGMENTER: segmenter} if segmenter else {}),
     )
 
 

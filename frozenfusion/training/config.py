@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from frozenfusion.text.choices import OPTIONS, RECURRENT
 from frozenfusion.utils.checks import at_least, at_most, below, one_of, tidy, whole
 from frozenfusion.utils.errors import UsageError
 
 ALL = "all"  # in the place of the names of heads
 LARGEST_SEED = 2**63 - 1
+MOST_WIDTH, MOST_LAYERS = 2**14, 64  # of an LSTM or GRU
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +20,7 @@ class TrainConfig:
     """How a fusion head and its text encoder are trained; checked when it is made, raises UsageError."""
 
     text_encoder: str = "albert-base-v2"
-    """text encoder: a hub name, a local folder, or a run folder whose fine-tuned encoder is taken"""
+    """text encoder: a hub name, a folder, a run whose fine-tuned encoder is taken, or lstm, gru, bilstm, bigru"""
 
     text_weights: Literal["pretrained", "random"] = "pretrained"
     """random trains the text encoder from scratch"""
@@ -31,6 +33,18 @@ class TrainConfig:
 
     max_length: int = 128
     """tokens that a text is cut to"""
+
+    rnn_width: int = 256
+    """width of an lstm or gru, of each direction"""
+
+    rnn_layers: int = 1
+    """layers of an lstm or gru"""
+
+    words: Literal["auto", "space", "jieba", "char"] = "auto"
+    """how Chinese is cut: by jieba, into characters, or only at spaces; auto is jieba where texts are Chinese"""
+
+    word_vectors: str | None = None
+    """file of vectors (GloVe, word2vec, fastText .vec) for the words; word2vec learns them from the training texts"""
 
     alpha: float | Literal["learned"] = 0.5
     """weight of the text against the image in the heads weighted and linear"""
@@ -84,14 +98,15 @@ class TrainConfig:
     """auto resumes what is there, always fails if there is nothing, never refuses to overwrite"""
 
     def __post_init__(self) -> None:
-        tidy(self, "text_encoder", *(["text_cache"] if self.text_cache is not None else []))
+        given = [name for name in ("text_cache", "word_vectors") if getattr(self, name) is not None]
+        tidy(self, "text_encoder", *given)
         if not isinstance(self.head_options, Mapping):
             raise UsageError(f"`head_options` is a mapping, as in {{'layers': 4}}, not {self.head_options!r}")
         plain = {name: value.item() if hasattr(value, "item") else value for name, value in self.head_options.items()}
         object.__setattr__(self, "head_options", plain)
         if not self.text_encoder:
             raise UsageError("`text_encoder` is empty: give a hub name or a folder")
-        for name in ("epochs", "batch_size", "save_every"):
+        for name in ("epochs", "batch_size", "save_every", "rnn_width", "rnn_layers"):
             whole(name, getattr(self, name), 1)
         whole("max_length", self.max_length, 3)
         for name in ("lr", "weight_decay"):
@@ -99,16 +114,29 @@ class TrainConfig:
         for name in ("image_dropout", "modality_dropout", "val_fraction"):
             at_least(name, getattr(self, name), 0)
             below(name, getattr(self, name), 1)
-        for name in ("text_weights", "schedule", "precision", "resume"):
+        for name in ("text_weights", "words", "schedule", "precision", "resume"):
             one_of(self, name)
         if self.alpha != "learned":
             at_least("alpha", self.alpha, 0)
             at_most("alpha", self.alpha, 1)
         check_seed("seed", self.seed)
+        at_most("rnn_width", self.rnn_width, MOST_WIDTH)
+        at_most("rnn_layers", self.rnn_layers, MOST_LAYERS)
+        strange = [name for name in OPTIONS if getattr(self, name) != getattr(type(self), name)]
+        if strange and not self.is_recurrent:
+            raise UsageError(
+                f"`{strange[0]}` means nothing to `text_encoder={self.text_encoder}`: leave it out, or choose one of "
+                f"{', '.join(RECURRENT)}"
+            )
         if self.text_cache is not None and not self.freeze_text:
             raise UsageError("`text_cache` means nothing without `freeze_text=True`: give both, or leave it out")
         if "alpha" in self.head_options:
             raise UsageError("alpha has a place of its own beside `head_options`: give `alpha`")
+
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether the text encoder is a new LSTM or GRU."""
+        return self.text_encoder in RECURRENT
 
 
 def check_heads(names: Sequence[str]) -> None:

@@ -22,6 +22,7 @@ from frozenfusion.model.network import count_parameters
 from frozenfusion.model.run_folder import RECIPE, RESTORED, RunFolder
 from frozenfusion.model.saving import save_setup, save_weights
 from frozenfusion.store.reader import FeatureStore, as_store
+from frozenfusion.text.choices import OPTIONS
 from frozenfusion.text.hub import settled
 from frozenfusion.training.checkpoint import (
     HEAD_OPTIONS,
@@ -46,11 +47,12 @@ from frozenfusion.utils.messages import first_few, first_line
 from frozenfusion.utils.progress import Progress, log
 from frozenfusion.utils.tensors import weights_sha256
 
-TEXT_ENCODER = "--text-encoder"
-PAIRS, FROZEN_WEIGHTS = "pairs", "frozen text encoder"
+TEXT_ENCODER, WORD_VECTORS = "--text-encoder", "--word-vectors"
+PAIRS, FROZEN_WEIGHTS, VOCABULARY = "pairs", "frozen text encoder", "vocabulary"
 _TOLD = {
     PAIRS: "pairs: their texts, labels, images or split are not the same",
     FROZEN_WEIGHTS: "frozen text encoder: its weights are not the same",
+    VOCABULARY: "vocabulary: another version cuts the texts into other words",
 }
 
 
@@ -164,6 +166,7 @@ def _state(folder: RunFolder, config: TrainConfig, inputs: TrainingInputs, head:
     """How far the run is. Raises UserError where `resume` or an option that changed since forbids to resume."""
     kind = head_class(head)
     fixed = [name for name in RECIPE if name not in {"epochs", "head_options", *meaningless(kind)}]
+    fixed += OPTIONS if config.is_recurrent else ()
     made_from = {
         "--fusion": head,
         "--seed": config.seed,
@@ -196,7 +199,7 @@ def _refuse_changes(folder: RunFolder, state: State, made_from: Mapping[str, Any
 
 
 def _is_same(name: str, old: Any, new: Any) -> bool:
-    if name == TEXT_ENCODER and isinstance(old, str) and settled(old) == settled(new):
+    if name in (TEXT_ENCODER, WORD_VECTORS) and isinstance(old, str) and new and settled(old) == settled(new):
         return True
     return bool(old == new)
 
@@ -220,11 +223,12 @@ def _run(
     config = dataclasses.replace(config, text_encoder=named)
     model_config = dataclasses.replace(inputs.model_config(head), text_encoder=named)
     encoder = inputs.text_encoder(config.seed) if model_config.reads_text else None
-    if encoder is not None and config.freeze_text:  # its weights are no part of the checkpoint
-        frozen = {FROZEN_WEIGHTS: weights_sha256(encoder.state_dict())}
-        if state.epochs:
-            _refuse_changes(folder, state, frozen)
-        state.made_from = {**state.made_from, **frozen}
+    fixed = {VOCABULARY: inputs.vocabulary_digest} if config.is_recurrent else {}  # what no checkpoint's tensors tell
+    if encoder is not None and config.freeze_text:
+        fixed[FROZEN_WEIGHTS] = weights_sha256(encoder.state_dict())
+    if state.epochs:
+        _refuse_changes(folder, state, fixed)
+    state.made_from = {**state.made_from, **fixed}
     model = build_model(model_config, encoder, config.seed, inputs.tokenizer)
     trainer = Trainer(
         model,
