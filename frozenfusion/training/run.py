@@ -23,8 +23,10 @@ from frozenfusion.model.run_folder import RECIPE, RESTORED, RunFolder
 from frozenfusion.model.saving import save_setup, save_weights
 from frozenfusion.store.reader import FeatureStore, as_store
 from frozenfusion.text.hub import settled
+from frozenfusion.text.pooling import AUTO, POOLER
 from frozenfusion.training.checkpoint import (
     HEAD_OPTIONS,
+    TEXT_POOL,
     State,
     commit,
     finish,
@@ -198,6 +200,8 @@ def _refuse_changes(folder: RunFolder, state: State, made_from: Mapping[str, Any
 def _is_same(name: str, old: Any, new: Any) -> bool:
     if name == TEXT_ENCODER and isinstance(old, str) and settled(old) == settled(new):
         return True
+    if name == TEXT_POOL and AUTO in (old, new):  # it was settled when the run began, if its head reads text
+        return True
     return bool(old == new)
 
 
@@ -218,8 +222,11 @@ def _run(
 ) -> TrainedRun:
     named = state.made_from[TEXT_ENCODER]  # as the run began: relative or absolute, it is the same
     config = dataclasses.replace(config, text_encoder=named)
-    model_config = dataclasses.replace(inputs.model_config(head), text_encoder=named)
-    encoder = inputs.text_encoder(config.seed) if model_config.reads_text else None
+    encoder = inputs.text_encoder(config.seed) if "text" in head_class(head).uses else None
+    if encoder is not None and not state.epochs:
+        state.made_from = {**state.made_from, TEXT_POOL: inputs.text_pool}
+    pool = POOLER if encoder is None else state.made_from[TEXT_POOL]
+    model_config = dataclasses.replace(inputs.model_config(head, pool), text_encoder=named)
     if encoder is not None and config.freeze_text:  # its weights are no part of the checkpoint
         frozen = {FROZEN_WEIGHTS: weights_sha256(encoder.state_dict())}
         if state.epochs:
@@ -228,7 +235,7 @@ def _run(
     model = build_model(model_config, encoder, config.seed, inputs.tokenizer)
     trainer = Trainer(
         model,
-        inputs.dataset(head),
+        inputs.dataset(head, pool),
         inputs.train,
         inputs.val,
         config,
@@ -241,7 +248,8 @@ def _run(
             log.info("%s: resumed after epoch %d", folder.path, state.epochs)
     if talk:
         introduce(inputs, model)
-    save_setup(model, folder, share=inputs.share, options=_as_json(inputs, config, head, folder))
+    options = {**_as_json(inputs, config, head, folder), "text_pool": state.made_from[TEXT_POOL]}
+    save_setup(model, folder, share=inputs.share, options=options)
     inputs.split.save(folder.file("split.json"))
     if encoder is not None:
         inputs.share = folder
