@@ -30,7 +30,10 @@ class TrainOptions(DataOptions, TrainConfig):
 
     groups: ClassVar[Groups] = {
         "files": ("cache", "run", "text_cache", "no_follow_links"),
-        "model": ("fusion", "alpha", "head_option", "text_encoder", "text_weights", "freeze_text", "max_length"),
+        "model": (
+            *("fusion", "alpha", "head_option"),
+            *("text_encoder", "text_weights", "text_pool", "freeze_text", "max_length"),
+        ),
         "recurrent": ("rnn_width", "rnn_layers", "words", "word_vectors"),
         "training": (
             *("epochs", "batch_size", "lr", "weight_decay", "schedule"),

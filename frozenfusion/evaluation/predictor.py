@@ -102,7 +102,7 @@ class Predictor:
     def _cached(self, run: Run, model: PairClassifier, encoder: str) -> PairDataset:
         """The pairs with texts as the run's frozen encoder understands them; where they cannot be kept, as tokens."""
         plain = self._dataset(run)
-        key = (encoder, id(plain), model.head.needs_tokens)
+        key = (encoder, id(plain), model.head.needs_tokens, run.model.text_pool)
         if key not in self._datasets:
             try:
                 texts = cached_texts(
@@ -113,6 +113,7 @@ class Predictor:
                     tokens=model.head.needs_tokens,
                     device=self._arithmetic.device,
                     autocast=self._arithmetic.autocast,
+                    pool=run.model.text_pool,
                 )
                 self._datasets[key] = plain.with_texts(texts)
             except UserError as error:

@@ -11,6 +11,7 @@ from typing import Any
 
 from frozenfusion.fusion.base import HEADS, FusionHead
 from frozenfusion.fusion.registry import check_options, head_class, source_of, unsupported_reason
+from frozenfusion.text.pooling import POOLER, TEXT_POOLS
 from frozenfusion.utils import fits
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.progress import log
@@ -27,6 +28,7 @@ class ModelConfig:
         label_names: the classes, in the order of the logits.
         fusion_options: the head's own.
         text_encoder, text_weights, freeze_text, max_length: as TrainConfig has them.
+        text_pool: how the tokens of a text become its vector, one of TEXT_POOLS.
         image_width: numbers of a cached image vector.
         image_regions: regions of a cached image, 0 on pooled features.
         image_dropout, modality_dropout: as TrainConfig has them.
@@ -45,6 +47,7 @@ class ModelConfig:
     fusion_options: dict[str, Any] = field(default_factory=dict)
     text_encoder: str = "albert-base-v2"
     text_weights: str = "pretrained"
+    text_pool: str = POOLER
     freeze_text: bool = False
     max_length: int = 128
     image_width: int = 2560
@@ -58,6 +61,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_options(self.head, self.fusion_options)
+        if self.text_pool not in TEXT_POOLS:
+            raise UserError(f"`text_pool` must be one of {', '.join(TEXT_POOLS)}, not {self.text_pool!r}")
         source = source_of(self.head)
         if self.head_source and _class_and_file(self.head_source) != _class_and_file(source):
             log.warning(
@@ -87,6 +92,11 @@ class ModelConfig:
     def reads_text(self) -> bool:
         """Whether the head looks at the text."""
         return "text" in self.head.uses
+
+    @property
+    def pools_text(self) -> bool:
+        """Whether the head looks at the one vector of a text, not at its tokens."""
+        return self.reads_text and not self.head.needs_tokens
 
     @property
     def reads_image(self) -> bool:
@@ -123,6 +133,7 @@ _FITS: Mapping[str, fits.Fit] = {
     "fusion_options": _options,
     "text_encoder": fits.text,
     "text_weights": fits.text,
+    "text_pool": lambda value: value in TEXT_POOLS,
     "freeze_text": fits.flag,
     "max_length": fits.whole(1),
     "image_width": fits.whole(1),

@@ -16,7 +16,8 @@ from frozenfusion.data.splits import Split
 from frozenfusion.fusion.base import HeadInputs, HeadOutput
 from frozenfusion.fusion.registry import build_head
 from frozenfusion.model.config import ModelConfig
-from frozenfusion.text.encoder import TextFeatures, encode
+from frozenfusion.text.encoder import TextFeatures, encode, pooler_parameters
+from frozenfusion.text.pooling import POOLER
 from frozenfusion.utils.errors import UserError
 from frozenfusion.vision.backbone import Backbone
 
@@ -43,14 +44,15 @@ class PairNetwork(nn.Module):
     ) -> None:
         super().__init__()
         width = config.width or config.head.own_width or text_width
-        pooled_text = config.reads_text and not config.head.needs_tokens
         self.config = dataclasses.replace(config, width=width)
         self.tokenizer = tokenizer
         self.image_weights: str | None = None  # another place for the image network's weights: see from_pretrained
         self.image_backbone: Backbone | None = None  # that network, once it was needed
         self.split: Split | None = None  # which pairs it was trained on, where that is known
         self.text_encoder = text_encoder if config.reads_text else None
-        self.text_projection = nn.Linear(text_width, width) if pooled_text and text_width != width else nn.Identity()
+        self.text_projection = (
+            nn.Linear(text_width, width) if config.pools_text and text_width != width else nn.Identity()
+        )
         self.image_projection = (
             nn.Sequential(nn.Dropout(config.image_dropout), nn.Linear(config.image_width, width))
             if config.reads_image
@@ -61,6 +63,9 @@ class PairNetwork(nn.Module):
         )
         if config.freeze_text and self.text_encoder is not None:
             self.text_encoder.requires_grad_(False)
+        if self.text_encoder is not None and not (config.pools_text and config.text_pool == POOLER):
+            for parameter in pooler_parameters(self.text_encoder).values():
+                parameter.requires_grad_(False)  # no loss depends on it
 
     def train(self, mode: bool = True) -> PairNetwork:
         """As in torch, but a frozen text encoder stays in evaluation mode."""
@@ -78,7 +83,7 @@ class PairNetwork(nn.Module):
         tokens = {"input_ids": input_ids, "attention_mask": attention_mask}
         if token_type_ids is not None:
             tokens["token_type_ids"] = token_type_ids
-        return encode(self.text_encoder, tokens)
+        return encode(self.text_encoder, tokens, self.config.text_pool)
 
     def forward(
         self, text: Mapping[str, Tensor] | TextFeatures | None, image: Tensor | None, present: Tensor

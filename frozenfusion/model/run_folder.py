@@ -47,7 +47,8 @@ _SUMMARY: Mapping[str, fits.Fit] = {
 # which may grow, are held against the checkpoint; runs that agree in all, and in their head, are repetitions of one
 # recipe.
 RECIPE = (
-    *("text_encoder", "text_weights", "freeze_text", "max_length", "batch_size", "lr", "weight_decay", "schedule"),
+    *("text_encoder", "text_weights", "text_pool", "freeze_text", "max_length", "batch_size", "lr"),
+    *("weight_decay", "schedule"),
     *("image_dropout", "modality_dropout", "alpha", "head_options", "class_weights", "val_fraction", "precision"),
     "epochs",
 )
@@ -161,13 +162,16 @@ class RunFolder:
         """All that the run was made with but its seed."""
         options = self.config.get("options")
         options = options if isinstance(options, dict) else {}
-        # what the head was given stands in the model's configuration
-        chosen = {name: options.get(name) for name in RECIPE if name not in ("alpha", "head_options")}
+        # what the head was given, and how texts are pooled, stands in the model's configuration
+        in_model = ("alpha", "head_options", "text_pool")
+        chosen = {name: options.get(name) for name in RECIPE if name not in in_model}
         if chosen["text_encoder"] in RECURRENT:
             chosen |= {name: options.get(name) for name in OPTIONS}
         if isinstance(chosen["text_encoder"], str):
             chosen["text_encoder"] = settled(chosen["text_encoder"])
-        return json.dumps([chosen, self.model_config.fusion_options], sort_keys=True, default=str)
+        model = self.model_config
+        pool = model.text_pool if model.pools_text else None
+        return json.dumps([chosen, model.fusion_options, pool], sort_keys=True, default=str)
 
     @cached_property
     def split(self) -> Split:

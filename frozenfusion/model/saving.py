@@ -76,7 +76,10 @@ def load_weights(model: PairNetwork, path: Path) -> None:
     ours = json.loads(json.dumps(model.config.to_json()))
     differences = [
         f"{name} {written[name]} there, {ours[name]} here"
-        for name in ("fusion", "fusion_options", "label_names", "image_width", "width", "text_encoder", "freeze_text")
+        for name in (
+            *("fusion", "fusion_options", "label_names", "image_width", "width"),
+            *("text_encoder", "text_pool", "freeze_text"),
+        )
         if name in written and written[name] != ours[name]
     ]
     if differences:

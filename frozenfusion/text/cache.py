@@ -24,6 +24,7 @@ from frozenfusion.store.tensors import FeatureRows
 from frozenfusion.store.writer import StoreWriter
 from frozenfusion.text.batching import batches_in_order_of_length
 from frozenfusion.text.encoder import TextFeatures, encode
+from frozenfusion.text.pooling import POOLER
 from frozenfusion.text.tokens import TokenizedTexts
 from frozenfusion.utils.device import computing_in
 from frozenfusion.utils.errors import UserError
@@ -67,11 +68,13 @@ def cached_texts(
     tokens: bool,
     device: torch.device,
     autocast: torch.dtype | None = None,
+    pool: str = POOLER,
 ) -> CachedTexts:
     """Features of `texts`, called `ids`, by a frozen encoder: read from beside `cache`, computed where they lack.
 
-    `tokens` asks for token features as well; `autocast` is the arithmetic of the encoder, float32 if None. What is
-    there is not computed again, and an interrupted computation is resumed. Raises UserError where the disk refuses.
+    `tokens` asks for token features as well; `autocast` is the arithmetic of the encoder, float32 if None; `pool` is as
+    for `encode`. What is there is not computed again, and an interrupted computation is resumed. Raises UserError where
+    the disk refuses.
     """
     fingerprint: dict[str, Scalar] = {
         "format": FORMAT,
@@ -91,13 +94,15 @@ def cached_texts(
         lacking = {}
         for output, (shape, dtype) in shapes.items():
             own = {**fingerprint, "output": output, "shape": "x".join(map(str, shape)), "dtype": dtype}
+            if output == "pooled" and pool != POOLER:  # which is what files that name no pooling hold
+                own["pool"] = pool
             paths[output] = cache_path(cache, own)
             if _is_complete(paths[output], ids, digests):
                 sweep_lock(paths[output])
             else:
                 lacking[output] = writers.enter_context(_writer(paths[output], ids, shape, dtype, own))
         if lacking:
-            _fill(lacking, encoder, texts, ids, digests, device, autocast)
+            _fill(lacking, encoder, texts, ids, digests, device, autocast, pool)
     rows = {}
     for output, path in paths.items():
         store = FeatureStore(path)
@@ -160,6 +165,7 @@ def _fill(
     digests: np.ndarray,
     device: torch.device,
     autocast: torch.dtype | None,
+    pool: str,
 ) -> None:
     """Compute the rows that are pending or were made from other tokens, each output's into its own store.
 
@@ -178,7 +184,7 @@ def _fill(
                 continue
             given = {name: part.to(device) for name, part in texts.batch(batch).items()}
             with computing_in(autocast, device):
-                features = encode(encoder, given)
+                features = encode(encoder, given, pool)
             for output, writer in writers.items():
                 todo = np.flatnonzero(stale[output][batch])
                 values = _as_rows(features, output, writer.store.shape)[todo].astype(writer.store.dtype)

@@ -51,15 +51,26 @@ def check_weight_types(folder: Path) -> None:
 
     What cannot be read at all is left to who loads it.
     """
+    for path, kinds in _weight_files(folder):
+        for name, kind in kinds.items():
+            if kind.startswith(("C", "torch.complex")):
+                raise UserError(f"{path}: {name} is of complex numbers, which no text encoder is: fetch it again")
+
+
+def weight_names(folder: Path) -> set[str]:
+    """Names of all parameters in the weights of a folder, those that can be read."""
+    return {name for _, kinds in _weight_files(folder) for name in kinds}
+
+
+def _weight_files(folder: Path) -> Iterator[tuple[Path, dict[str, str]]]:
+    """The files of weights that can be read, with their tensors' types by name."""
     for path in sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]):
         check_regular(path)
         try:
             kinds = _types(path)
         except Exception:  # of a dozen kinds, by what is wrong with the file
             continue
-        for name, kind in kinds.items():
-            if kind.startswith(("C", "torch.complex")):
-                raise UserError(f"{path}: {name} is of complex numbers, which no text encoder is: fetch it again")
+        yield path, kinds
 
 
 def _types(path: Path) -> dict[str, str]:

@@ -13,9 +13,16 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from frozenfusion.text.checks import check_configuration, check_files, check_size, check_weight_types
+from frozenfusion.text.checks import (
+    check_configuration,
+    check_files,
+    check_size,
+    check_weight_types,
+    weight_names,
+)
 from frozenfusion.text.hub import find_files
 from frozenfusion.text.kernels import use_fast_kernels
+from frozenfusion.text.pooling import AUTO, POOLER, listed_pool, pool_tokens
 from frozenfusion.text.recurrent import RecurrentConfig, RecurrentEncoder
 from frozenfusion.text.tokens import quiet
 from frozenfusion.utils.errors import UsageError, UserError
@@ -35,15 +42,51 @@ class TextFeatures(NamedTuple):
     mask: Tensor | None = None
 
 
-def encode(encoder: nn.Module, tokens: dict[str, Tensor]) -> TextFeatures:
+def encode(encoder: nn.Module, tokens: dict[str, Tensor], pool: str = POOLER) -> TextFeatures:
     """Run the encoder on input_ids, attention_mask and token_type_ids, (b, l) each.
 
-    pooled is the pooled output (`outputs[1]` of the reference), or the first token of a model that has no pooler.
+    pool, one of TEXT_POOLS, says what pooled is; by default the pooled output (`outputs[1]` of the reference), or the
+    first token of a model that has no pooler.
     """
     outputs = encoder(**{name: tokens[name] for name in _accepted(type(encoder)) if name in tokens})
-    hidden = outputs.last_hidden_state
-    pooled = getattr(outputs, "pooler_output", None)
-    return TextFeatures(hidden[:, 0] if pooled is None else pooled, hidden, tokens["attention_mask"].bool())
+    hidden, mask = outputs.last_hidden_state, tokens["attention_mask"].bool()
+    pooled = getattr(outputs, "pooler_output", None) if pool == POOLER else None
+    if pooled is None:
+        pooled = pool_tokens(hidden, mask, "cls" if pool == POOLER else pool)
+    return TextFeatures(pooled, hidden, mask)
+
+
+def pooler_parameters(encoder: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters, by name, that make the pooled output of the hidden states."""
+    return {name: parameter for name, parameter in encoder.named_parameters() if "pooler" in name}
+
+
+def choose_pool(asked: str, name_or_path: str | Path, weights: str = "pretrained") -> str:
+    """One of TEXT_POOLS for the text encoder of a hub name or a local folder: what is asked, or what suits if "auto".
+
+    That is what a folder of sentence-transformers says; else the pooled output, but the mean of the tokens where the
+    weights have no pooler. Raises UserError.
+    """
+    if asked not in (AUTO, POOLER):
+        return asked
+    folder = find_files(name_or_path, weights=False)
+    listed = listed_pool(folder) if asked == AUTO else None
+    if listed is not None:
+        return listed
+    if weights == "pretrained" and _lacks_pooler(folder):
+        told = f"{folder} has no weights for the pooled output"
+        if asked == AUTO:
+            log.info("%s: a text is the mean of its tokens (another `text_pool` changes that)", told)
+            return "mean"
+        log.warning("%s: it starts at random (`text_pool=auto` would choose the mean of the tokens)", told)
+    return POOLER
+
+
+def _lacks_pooler(folder: Path) -> bool:
+    with torch.device("meta"):
+        wanted = pooler_parameters(new_encoder(load_text_config(folder)))
+    names = weight_names(folder)
+    return not all(any(f".{name}".endswith(f".{own}") for name in names) for own in wanted)
 
 
 def _accepted(encoder: type[nn.Module]) -> list[str]:
@@ -127,8 +170,6 @@ def _pretrained(folder: Path, config: Any) -> PreTrainedModel:
     reason = unusable(encoder.state_dict())
     if reason:
         raise UserError(f"{folder}: weights that cannot be used ({reason}): fetch the file again")
-    if missing:
-        log.warning("%s has no weights for the pooled output: it starts at random and is trained", folder)
     use_fast_kernels(encoder)
     return encoder
 

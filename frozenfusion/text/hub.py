@@ -22,6 +22,7 @@ WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
 )
 _DOWNLOAD_SIZES = {"albert-base-v2": "47 MB", "albert/albert-base-v2": "47 MB"}  # where we know them
+_BELOW = ["[!1]*/*", "1[!_]*/*"]  # folders of a model, but for 1_Pooling of sentence-transformers
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -65,7 +66,7 @@ def _from_hub(name: str, weights: bool) -> Path:
     log.info("fetching %s from the Hugging Face hub", name)
     try:
         for kind in ([], *([["model*.safetensors"], ["pytorch_model*.bin"]] if weights else [])):
-            here = huggingface_hub.snapshot_download(name, allow_patterns=wanted + kind, ignore_patterns=["*/*"])
+            here = huggingface_hub.snapshot_download(name, allow_patterns=wanted + kind, ignore_patterns=_BELOW)
             folder = Path(here)
             if _complete(folder, weights):
                 return folder

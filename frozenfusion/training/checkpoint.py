@@ -22,6 +22,7 @@ from frozenfusion.model.checksums import with_checksum, write_checksums
 from frozenfusion.model.classifier import PairClassifier
 from frozenfusion.model.run_folder import RunFolder, checked_history
 from frozenfusion.model.saving import current_name, save_weights
+from frozenfusion.text.pooling import POOLER
 from frozenfusion.utils import fits
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import check_regular, link_or_copy, parse_json, write_atomically, write_json, writing
@@ -29,7 +30,7 @@ from frozenfusion.utils.messages import shown
 from frozenfusion.utils.tensors import check_tensors, first_difference, is_whole, write_tensors
 
 FORMAT = 1
-HEAD_OPTIONS = "--head-option"  # among what a run is made from
+HEAD_OPTIONS, TEXT_POOL = "--head-option", "--text-pool"  # among what a run is made from
 MODEL = "model/"  # prefix of the model's own tensors in a checkpoint
 Epoch = Mapping[str, Any]  # one line of metrics.jsonl
 
@@ -85,8 +86,8 @@ def read_state(folder: RunFolder) -> State | None:
             f"{path}: format {shown(header['format'])}, and this program reads {FORMAT}: "
             "resume with the program that made it, or choose another `run`"
         )
-    # runs of version 0.1 knew no options of a head's own but alpha
-    return State({HEAD_OPTIONS: {}, **header["made_from"]}, checked_history(header["history"], path))
+    # runs of version 0.1 knew no options of a head's own but alpha, and one pooling
+    return State({HEAD_OPTIONS: {}, TEXT_POOL: POOLER, **header["made_from"]}, checked_history(header["history"], path))
 
 
 def restore(folder: RunFolder, model: PairClassifier, optimizer: torch.optim.Optimizer) -> None:
@@ -100,7 +101,9 @@ def restore(folder: RunFolder, model: PairClassifier, optimizer: torch.optim.Opt
         check_tensors(folder.checkpoint, tensors, file.metadata() or {})
     wanted, own = _tensors(model), model.state_dict()
     tensors = {_current(name, own): tensor for name, tensor in tensors.items()}
-    difference = first_difference({name: of for name, of in tensors.items() if name.startswith(MODEL)}, wanted)
+    fixed = {MODEL + name for name in own} - wanted.keys()  # what earlier checkpoints hold of a pooler without a use
+    held = {name: of for name, of in tensors.items() if name.startswith(MODEL) and name not in fixed}
+    difference = first_difference(held, wanted)
     if difference:
         told = difference.removeprefix(MODEL)
         raise UserError(f"{folder.checkpoint}: belongs to another model ({told}): choose another `run`")

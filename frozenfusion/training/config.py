@@ -25,6 +25,9 @@ class TrainConfig:
     text_weights: Literal["pretrained", "random"] = "pretrained"
     """random trains the text encoder from scratch"""
 
+    text_pool: Literal["auto", "pooler", "cls", "mean", "max"] = "auto"
+    """a text as one vector: pooled output, first token, mean or highest of all; auto is the encoder's own way"""
+
     freeze_text: bool = False
     """keep the text encoder fixed and cache its outputs too: heads then train in seconds"""
 
@@ -114,7 +117,7 @@ class TrainConfig:
         for name in ("image_dropout", "modality_dropout", "val_fraction"):
             at_least(name, getattr(self, name), 0)
             below(name, getattr(self, name), 1)
-        for name in ("text_weights", "words", "schedule", "precision", "resume"):
+        for name in ("text_weights", "text_pool", "words", "schedule", "precision", "resume"):
             one_of(self, name)
         if self.alpha != "learned":
             at_least("alpha", self.alpha, 0)

@@ -25,7 +25,8 @@ from frozenfusion.store.reader import FeatureStore, Rows
 from frozenfusion.store.status import OK
 from frozenfusion.text.cache import CachedTexts, cached_texts, text_cache
 from frozenfusion.text.choices import WORD2VEC
-from frozenfusion.text.encoder import load_text_encoder
+from frozenfusion.text.encoder import choose_pool, load_text_encoder
+from frozenfusion.text.pooling import AUTO, POOLER
 from frozenfusion.text.recurrent import EMBEDDING_WIDTH, RecurrentConfig, new_recurrent
 from frozenfusion.text.tokens import TokenizedTexts, load_tokenizer, tokenize
 from frozenfusion.text.vectors import WordVectors, read_word_vectors, train_word_vectors
@@ -67,6 +68,7 @@ class TrainingInputs:
         self._members = pairs.select(self.ids)
         if any("image" in head_class(head).uses for head in self.heads):
             require_same_images(store, self._rows, self._members, pairs.path)
+        self._cached: dict[str, CachedTexts] = {}  # by their pooling
         self.share: RunFolder | None = None  # a run that has the frozen encoder already
         for head in self.heads:
             self.model_config(head)  # which checks what the head was given, before anything is written
@@ -127,16 +129,27 @@ class TrainingInputs:
         """A text encoder to be trained; all runs share a frozen one, drawn from the config's seed if it is random."""
         return self._frozen_encoder if self._config.freeze_text else self._load_encoder(seed)
 
-    def dataset(self, head: str) -> PairDataset:
-        """The training and validation pairs as a fusion head needs them."""
+    @cached_property
+    def text_pool(self) -> str:
+        """How a new run makes one vector of a text: as the config says, by "auto" as the text encoder asks for."""
+        asked, run = self._config.text_pool, self._encoder_run
+        if self._config.is_recurrent:  # whose pooled output are its last states
+            return POOLER if asked == AUTO else asked
+        if run is None:
+            return choose_pool(asked, self._config.text_encoder, self._config.text_weights)
+        return run.model_config.text_pool if asked == AUTO else asked
+
+    def dataset(self, head: str, text_pool: str = POOLER) -> PairDataset:
+        """The training and validation pairs as a fusion head needs them, texts pooled so."""
         kind = head_class(head)
         pairs = self._with_regions if kind.takes_regions else self._with_vectors
         if not self._config.freeze_text or "text" not in kind.uses:
             return pairs
-        return pairs.with_texts(self._cached_texts if kind.needs_tokens else self._cached_texts.pooled_only())
+        texts = self._cached_texts(text_pool)
+        return pairs.with_texts(texts if kind.needs_tokens else texts.pooled_only())
 
-    def model_config(self, head: str) -> ModelConfig:
-        """The model of a fusion head on these features."""
+    def model_config(self, head: str, text_pool: str = POOLER) -> ModelConfig:
+        """The model of a fusion head on these features, texts pooled so."""
         config = self._config
         return ModelConfig(
             fusion=head,
@@ -144,6 +157,7 @@ class TrainingInputs:
             fusion_options=_options_for(head_class(head), config),
             text_encoder=config.text_encoder,
             text_weights=config.text_weights,
+            text_pool=text_pool,
             freeze_text=config.freeze_text,
             max_length=config.max_length,
             image_width=self.store.shape[-1],
@@ -227,17 +241,19 @@ class TrainingInputs:
         images = stored_images(self.store, self._members, self.pairs.path, device=self.device, pooled=pooled)
         return PairDataset(self._members, images, self._texts, device=self.device)
 
-    @cached_property
-    def _cached_texts(self) -> CachedTexts:
-        return cached_texts(
-            self._frozen_encoder,
-            self._texts,
-            self.ids,
-            text_cache(self.store.path, self._config.text_cache),
-            tokens=any(head_class(head).needs_tokens for head in self.heads),
-            device=self.device,
-            autocast=self.autocast,
-        )
+    def _cached_texts(self, pool: str) -> CachedTexts:
+        if pool not in self._cached:
+            self._cached[pool] = cached_texts(
+                self._frozen_encoder,
+                self._texts,
+                self.ids,
+                text_cache(self.store.path, self._config.text_cache),
+                tokens=any(head_class(head).needs_tokens for head in self.heads),
+                device=self.device,
+                autocast=self.autocast,
+                pool=pool,
+            )
+        return self._cached[pool]
 
 
 def _supported(names: Sequence[str], regions: int) -> list[str]:

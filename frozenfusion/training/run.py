@@ -24,8 +24,10 @@ from frozenfusion.model.saving import save_setup, save_weights
 from frozenfusion.store.reader import FeatureStore, as_store
 from frozenfusion.text.choices import OPTIONS
 from frozenfusion.text.hub import settled
+from frozenfusion.text.pooling import AUTO, POOLER
 from frozenfusion.training.checkpoint import (
     HEAD_OPTIONS,
+    TEXT_POOL,
     State,
     commit,
     finish,
@@ -201,6 +203,8 @@ def _refuse_changes(folder: RunFolder, state: State, made_from: Mapping[str, Any
 def _is_same(name: str, old: Any, new: Any) -> bool:
     if name in (TEXT_ENCODER, WORD_VECTORS) and isinstance(old, str) and new and settled(old) == settled(new):
         return True
+    if name == TEXT_POOL and AUTO in (old, new):  # it was settled when the run began, if its head reads text
+        return True
     return bool(old == new)
 
 
@@ -221,18 +225,21 @@ def _run(
 ) -> TrainedRun:
     named = state.made_from[TEXT_ENCODER]  # as the run began: relative or absolute, it is the same
     config = dataclasses.replace(config, text_encoder=named)
-    model_config = dataclasses.replace(inputs.model_config(head), text_encoder=named)
-    encoder = inputs.text_encoder(config.seed) if model_config.reads_text else None
+    encoder = inputs.text_encoder(config.seed) if "text" in head_class(head).uses else None
     fixed = {VOCABULARY: inputs.vocabulary_digest} if config.is_recurrent else {}  # what no checkpoint's tensors tell
     if encoder is not None and config.freeze_text:
         fixed[FROZEN_WEIGHTS] = weights_sha256(encoder.state_dict())
     if state.epochs:
         _refuse_changes(folder, state, fixed)
+    elif encoder is not None:
+        fixed[TEXT_POOL] = inputs.text_pool
     state.made_from = {**state.made_from, **fixed}
+    pool = POOLER if encoder is None else state.made_from[TEXT_POOL]
+    model_config = dataclasses.replace(inputs.model_config(head, pool), text_encoder=named)
     model = build_model(model_config, encoder, config.seed, inputs.tokenizer)
     trainer = Trainer(
         model,
-        inputs.dataset(head),
+        inputs.dataset(head, pool),
         inputs.train,
         inputs.val,
         config,
@@ -245,7 +252,8 @@ def _run(
             log.info("%s: resumed after epoch %d", folder.path, state.epochs)
     if talk:
         introduce(inputs, model)
-    save_setup(model, folder, share=inputs.share, options=_as_json(inputs, config, head, folder))
+    options = {**_as_json(inputs, config, head, folder), "text_pool": state.made_from[TEXT_POOL]}
+    save_setup(model, folder, share=inputs.share, options=options)
     inputs.split.save(folder.file("split.json"))
     if encoder is not None:
         inputs.share = folder

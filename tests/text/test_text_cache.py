@@ -62,11 +62,11 @@ def counted(monkeypatch: pytest.MonkeyPatch, stop_after: int | None = None) -> l
     """Sizes of the batches that the encoder is run on, in a list that grows; a batch too many interrupts."""
     sizes: list[int] = []
 
-    def counting(model: Any, tokens: dict[str, torch.Tensor]) -> Any:
+    def counting(model: Any, tokens: dict[str, torch.Tensor], pool: str) -> Any:
         if stop_after is not None and len(sizes) == stop_after:
             raise KeyboardInterrupt
         sizes.append(len(tokens["input_ids"]))
-        return encode(model, tokens)
+        return encode(model, tokens, pool)
 
     monkeypatch.setattr(text_cache, "encode", counting)
     return sizes
