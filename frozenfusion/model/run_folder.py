@@ -27,7 +27,7 @@ _FIGURE, _ACCURACY = fits.number(), fits.number(0, 1)
 _VALIDATED = ("val_loss", "val_accuracy", "val_macro_f1")
 _EPOCH: Mapping[str, fits.Fit] = {
     "epoch": fits.whole(1),
-    **dict.fromkeys(("lr", "train_loss", "seconds"), _FIGURE),
+    **dict.fromkeys(("lr", "text_lr", "train_loss", "seconds"), _FIGURE),
     "train_accuracy": _ACCURACY,
     "val_loss": fits.optional(_FIGURE),
     **dict.fromkeys(("val_accuracy", "val_macro_f1"), fits.optional(_ACCURACY)),
@@ -42,13 +42,28 @@ _SUMMARY: Mapping[str, fits.Fit] = {
     **dict.fromkeys(("val_accuracy", "val_macro_f1"), fits.optional(_ACCURACY)),
 }
 
-# The options of a training that make its run what it is: with another value it would be another run. All but `epochs`,
-# which may grow, are held against the checkpoint; runs that agree in all, and in their head, are repetitions of one
-# recipe.
+# Options that there were not always, and what runs from before were trained with.
+LATER: Mapping[str, Any] = {
+    "optimizer": "adam",
+    "text_lr": None,
+    "head_lr": None,
+    "warmup": 0.0,
+    "clip": 0.0,
+    "accumulate": 1,
+    "label_smoothing": 0.0,
+    "focal": 0.0,
+    "patience": 0,
+    "standardise_images": False,
+    "region_pool": "mean",
+}
+
+# The options of a training that make its run what it is: with another value it would be another run. All but `epochs`
+# and `patience`, which say no more than when it ends, are held against the checkpoint; runs that agree in all, and in
+# their head, are repetitions of one recipe.
 RECIPE = (
     *("text_encoder", "text_weights", "freeze_text", "max_length", "batch_size", "lr", "weight_decay", "schedule"),
     *("image_dropout", "modality_dropout", "alpha", "head_options", "class_weights", "val_fraction", "precision"),
-    "epochs",
+    *("epochs", *LATER),
 )
 
 RESTORED = "the same training command restores what a run has lost"
@@ -161,7 +176,7 @@ class RunFolder:
         options = self.config.get("options")
         options = options if isinstance(options, dict) else {}
         # what the head was given stands in the model's configuration
-        chosen = {name: options.get(name) for name in RECIPE if name not in ("alpha", "head_options")}
+        chosen = {name: options.get(name, LATER.get(name)) for name in RECIPE if name not in ("alpha", "head_options")}
         if isinstance(chosen["text_encoder"], str):
             chosen["text_encoder"] = settled(chosen["text_encoder"])
         return json.dumps([chosen, self.model_config.fusion_options], sort_keys=True, default=str)
@@ -275,7 +290,7 @@ def checked_history(lines: Any, path: Path) -> list[Mapping[str, Any]]:
     if not isinstance(lines, list):
         raise UserError(f"{path}: holds no list of epochs: restore or remove the file")
     for number, line in enumerate(lines, 1):
-        wrong = fits.misfit(line, _EPOCH, _EPOCH)
+        wrong = fits.misfit(line, _EPOCH, _EPOCH.keys() - {"text_lr"})
         if not wrong and line["epoch"] != number:
             wrong = f"is called {line['epoch']}"
         if not wrong and len({line[name] is None for name in _VALIDATED} | {lines[0]["val_loss"] is None}) > 1:

@@ -64,6 +64,10 @@ class TrainingInputs:
         if any("image" in head_class(head).uses for head in self.heads):
             require_same_images(store, self._rows, self._members, pairs.path)
         self.share: RunFolder | None = None  # a run that has the frozen encoder already
+        if config.patience and not self.split.val:
+            raise UsageError(
+                "`patience` needs a validation part, and there is none: leave it out, or raise `val_fraction`"
+            )
         for head in self.heads:
             self.model_config(head)  # which checks what the head was given, before anything is written
 
@@ -118,18 +122,19 @@ class TrainingInputs:
     def dataset(self, head: str) -> PairDataset:
         """The training and validation pairs as a fusion head needs them."""
         kind = head_class(head)
-        pairs = self._with_regions if kind.takes_regions else self._with_vectors
+        pairs = self._with_regions if self.model_config(head).reads_regions else self._with_vectors
         if not self._config.freeze_text or "text" not in kind.uses:
             return pairs
         return pairs.with_texts(self._cached_texts if kind.needs_tokens else self._cached_texts.pooled_only())
 
     def model_config(self, head: str) -> ModelConfig:
         """The model of a fusion head on these features."""
-        config = self._config
+        config, kind = self._config, head_class(head)
+        own = effective(config, kind)
         return ModelConfig(
             fusion=head,
             label_names=self.pairs.label_names,
-            fusion_options=_options_for(head_class(head), config),
+            fusion_options=_options_for(kind, config),
             text_encoder=config.text_encoder,
             text_weights=config.text_weights,
             freeze_text=config.freeze_text,
@@ -140,6 +145,8 @@ class TrainingInputs:
             modality_dropout=config.modality_dropout,
             image_fingerprint=dict(self.store.fingerprint),
             image_weights=str(self.store.attributes.get("weights", "")),
+            region_pool=own.region_pool,
+            standardise_images=own.standardise_images,
         )
 
     @cached_property
@@ -219,8 +226,9 @@ def effective(config: TrainConfig, head: type[FusionHead]) -> TrainConfig:
 def meaningless(head: type[FusionHead]) -> set[str]:
     """The options that mean nothing to a head."""
     names = set() if "alpha" in head_options(head) else {"alpha"}
-    names |= set() if "text" in head.uses else {"freeze_text", "text_cache"}
-    return names | (set() if "image" in head.uses else {"image_dropout"})
+    names |= set() if "text" in head.uses else {"freeze_text", "text_cache", "text_lr"}
+    names |= set() if "image" in head.uses else {"image_dropout", "standardise_images", "region_pool"}
+    return names | ({"region_pool"} if head.takes_regions else set())
 
 
 def _options_for(head: type[FusionHead], config: TrainConfig) -> dict[str, Any]:
