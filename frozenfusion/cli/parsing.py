@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, get_type_hints
 
@@ -58,6 +58,11 @@ class CommonOptions:
     def passes_over(cls, option: str, flags: Sequence[str]) -> bool:
         """Whether an option of a configuration file is beside the point of what the flags ask for."""
         return False
+
+    @classmethod
+    def recipe_options(cls, name: str) -> Mapping[str, Any]:
+        """The options that a value of `recipe` stands for, where there is such an option. Raises UsageError."""
+        return {}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,13 +145,24 @@ def _set_up_messages(say: Callable[[str], str], *, debug: bool) -> None:
 
 
 def parse(kind: type[Options], arguments: Sequence[str], command: str = "frozenfusion") -> Options:
-    """Parse flags over the values of --config, if given, over the defaults. Raises UsageError."""
+    """Parse flags over those of their --recipe, over the values of --config, over its recipe's, over the defaults.
+
+    Raises UsageError.
+    """
     for name in _values_of("import", arguments):
         _check_names(name)
         import_plugin(name)
     grouped = grouped_options(kind)
-    path = _values_of("config", arguments)
-    default, head_options = _from_config(kind, grouped, Path(path[-1]), arguments, command) if path else (None, {})
+    paths, recipes = _values_of("config", arguments), _values_of("recipe", arguments)
+    default: Any = None
+    head_options: dict[str, str] = {}
+    if paths or recipes:
+        values: Mapping[Any, Any] = read_options(Path(paths[-1])) if paths else {}
+        layers = [values, kind.recipe_options(recipes[-1])] if recipes else [values]
+        if "recipe" in values:
+            layers.insert(0, kind.recipe_options(str(values["recipe"])))
+        source = paths[-1] if paths else f"recipe {recipes[-1]}"
+        default, head_options = _from_config(kind, grouped, layers, source, arguments, command)
     values = ungrouped(_tyro(grouped, arguments, command, default))
     if head_options:  # those of the file that no flag names
         given = {word.partition("=")[0] for word in values["head_option"]}
@@ -196,11 +212,17 @@ def _values_of(flag: str, arguments: Sequence[str]) -> list[str]:
 
 
 def _from_config(
-    kind: type[Options], grouped: type[Any], path: Path, arguments: Sequence[str], command: str
+    kind: type[Options],
+    grouped: type[Any],
+    layers: Sequence[Mapping[Any, Any]],
+    path: str,
+    arguments: Sequence[str],
+    command: str,
 ) -> tuple[Any, dict[str, str]]:
-    """The options that a configuration file gives, as flags would; what it leaves out keeps its default.
+    """The options that a configuration file and recipes give, the later layer over the earlier, as flags would.
 
-    Those of a fusion head come apart, by name, since each is laid over by a flag of its own.
+    What they leave out keeps its default. Those of a fusion head come apart, by name, since each is laid over by a flag
+    of its own.
     """
     positional = dataclasses.fields(grouped)[0].name
     known = {field.name: flag_of(field.name) for field in dataclasses.fields(kind)}
@@ -208,8 +230,8 @@ def _from_config(
     flags: list[str] = []
     given: list[str] = []
     head_options: dict[str, str] = {}
-    for key, value in read_options(path).items():
-        name = str(key).replace("-", "_")
+    options = {str(key).replace("-", "_"): (key, value) for layer in layers for key, value in layer.items()}
+    for name, (key, value) in options.items():
         if name in ("import", *COMMON):
             raise UsageError(f"{path}: {key} is given on the command line alone: take it out of the file")
         if name not in known:
@@ -232,13 +254,13 @@ def _from_config(
                 raise UsageError(f"{path}: {key}: {words[0]!r} looks like a flag: give its value alone")
             flags += [known[name], *words]
     try:
-        options = _tyro(grouped, [*(given or ["-"]), *flags], command)
+        default = _tyro(grouped, [*(given or ["-"]), *flags], command)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
-    return (options if given else dataclasses.replace(options, **{positional: tyro.MISSING})), head_options
+    return (default if given else dataclasses.replace(default, **{positional: tyro.MISSING})), head_options
 
 
-def _head_options(value: Any, path: Path) -> dict[str, str]:
+def _head_options(value: Any, path: str) -> dict[str, str]:
     """Options of a head as a file has them: a list of NAME=VALUE, or a mapping."""
     if isinstance(value, dict):
         strange = [name for name, of in value.items() if not isinstance(of, bool | int | float | str)]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import tyro
 from tyro.conf import Positional
@@ -16,7 +16,7 @@ from frozenfusion.cli.caches import cache_to_read
 from frozenfusion.cli.groups import Groups
 from frozenfusion.cli.parsing import COMMON, RESUMED, DataOptions, run
 from frozenfusion.fusion.options import parse_options
-from frozenfusion.training.config import ALL, TrainConfig, check_heads, check_seeds
+from frozenfusion.training.config import ALL, TrainConfig, check_heads, check_seeds, recipe
 
 if TYPE_CHECKING:
     from frozenfusion.data.pairs import Pairs
@@ -40,6 +40,10 @@ class TrainOptions(DataOptions, TrainConfig):
             *("class_weights", "val_fraction", "seed", "seeds"),
         ),
         "dropout": ("image_dropout", "modality_dropout"),
+        "refinements": (
+            *("recipe", "optimizer", "text_lr", "head_lr", "warmup", "clip", "accumulate"),
+            *("label_smoothing", "focal", "patience", "standardise_images", "region_pool"),
+        ),
         "speed": ("device", "precision", "compile"),
         "resuming": ("resume", "save_every"),
         "general": COMMON,
@@ -62,6 +66,14 @@ class TrainOptions(DataOptions, TrainConfig):
 
     seeds: tuple[int, ...] = ()
     """repeat training with each of these seeds, on the split that --seed makes"""
+
+    recipe: Literal["reference", "tuned"] = "reference"
+    """a named set of options; those that are given beside it win"""
+
+    @classmethod
+    def recipe_options(cls, name: str) -> Mapping[str, Any]:
+        """The options that a recipe stands for."""
+        return recipe(name)
 
     @property
     def when_interrupted(self) -> str:

@@ -72,6 +72,7 @@ class FusionHead(nn.Module):
         takes_regions: the head reads each image region where there are any; other heads see their mean.
         needs_regions: the head makes no sense on one pooled image vector.
         own_width: the width it works in unless the model's configuration says otherwise; None is the text encoder's.
+        label_smoothing, focal: what `cross_entropy` does while training; set by the training, 0 is the plain one.
     """
 
     name: ClassVar[str]
@@ -80,6 +81,8 @@ class FusionHead(nn.Module):
     takes_regions: ClassVar[bool] = False
     needs_regions: ClassVar[bool] = False
     own_width: ClassVar[int | None] = None
+    label_smoothing: float = 0.0
+    focal: float = 0.0
 
     def forward(self, inputs: HeadInputs, *, attention: bool = False) -> HeadOutput:
         """Join the modalities; `attention` asks for maps over image regions, where the head has any."""
@@ -87,7 +90,15 @@ class FusionHead(nn.Module):
 
     def loss(self, output: HeadOutput, labels: Tensor, weight: Tensor | None = None) -> Tensor:
         """Mean cross-entropy of the joined logits; labels (b,) int64, -1 where unknown; weight (c,) per class."""
-        return cross_entropy(output.logits, labels, weight)
+        return self.cross_entropy(output.logits, labels, weight)
+
+    def cross_entropy(
+        self, logits: Tensor, labels: Tensor, weight: Tensor | None, present: Tensor | None = None
+    ) -> Tensor:
+        """`cross_entropy`, smoothed or focal in training mode alone: what is measured is the plain one."""
+        if not self.training:
+            return cross_entropy(logits, labels, weight, present)
+        return cross_entropy(logits, labels, weight, present, smoothing=self.label_smoothing, focal=self.focal)
 
 
 class FeatureHead(FusionHead):
@@ -120,12 +131,32 @@ def fill_missing(feature: Tensor, present: Tensor, vector: Tensor) -> Tensor:
     return torch.where(present[:, None], feature, vector.to(feature.dtype))
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None, present: Tensor | None = None) -> Tensor:
-    """Mean cross-entropy, in float32, over the labelled rows that are present; zero where there is none."""
+def cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    weight: Tensor | None,
+    present: Tensor | None = None,
+    *,
+    smoothing: float = 0.0,
+    focal: float = 0.0,
+) -> Tensor:
+    """Mean cross-entropy, in float32, over the labelled rows that are present; zero where there is none.
+
+    smoothing: what of a label's probability is spread over all classes (Szegedy et al., 2016, arXiv:1512.00567).
+    focal: gamma of `(1 - p)^gamma`, by which a row of which the model is sure weighs less (Lin et al., 2017,
+    arXiv:1708.02002).
+    """
     counted = labels >= 0 if present is None else (labels >= 0) & present
-    total = F.cross_entropy(
-        logits.float(), labels.masked_fill(~counted, -1), weight=weight, ignore_index=-1, reduction="sum"
-    )
+    wanted = labels.masked_fill(~counted, -1)
+    if focal:
+        each = F.cross_entropy(logits.float(), wanted, ignore_index=-1, reduction="none")  # -log p of the label
+        unsure = (-torch.expm1(-each)).clamp_min(torch.finfo(torch.float32).eps)  # powers below 1 are steep at 0
+        each = unsure**focal * each
+        total = (each if weight is None else each * weight[labels.clamp_min(0)]).sum()
+    else:
+        total = F.cross_entropy(
+            logits.float(), wanted, weight=weight, ignore_index=-1, reduction="sum", label_smoothing=smoothing
+        )
     shares = counted.float() if weight is None else counted * weight[labels.clamp_min(0)]
     return total / shares.sum().clamp_min(torch.finfo(torch.float32).tiny)  # no branch: a GPU need not wait for it
 

@@ -15,7 +15,6 @@ from frozenfusion.fusion.base import (
     FusionHead,
     HeadInputs,
     HeadOutput,
-    cross_entropy,
     given,
     log_of,
     probabilities,
@@ -52,9 +51,9 @@ class DecisionHead(FusionHead):
     def loss(self, output: HeadOutput, labels: Tensor, weight: Tensor | None = None) -> Tensor:
         """Sum of the modalities' cross-entropies, and of the joined decision's where the joining is learned."""
         present = given(output.present)
-        text = cross_entropy(output.parts["text"], labels, weight, present[:, 0])
-        image = cross_entropy(output.parts["image"], labels, weight, present[:, 1])
-        joined = cross_entropy(output.logits, labels, weight) if self.learns_to_join else 0.0
+        text = self.cross_entropy(output.parts["text"], labels, weight, present[:, 0])
+        image = self.cross_entropy(output.parts["image"], labels, weight, present[:, 1])
+        joined = self.cross_entropy(output.logits, labels, weight) if self.learns_to_join else 0.0
         return text + image + joined
 
 
@@ -151,10 +150,10 @@ class HybridHead(FeatureHead):
         """Sum of the three classifiers' cross-entropies and the joined decision's."""
         parts, present = output.parts, given(output.present)
         return (
-            cross_entropy(output.logits, labels, weight)
-            + cross_entropy(parts["joint"], labels, weight)
-            + cross_entropy(parts["text"], labels, weight, present[:, 0])
-            + cross_entropy(parts["image"], labels, weight, present[:, 1])
+            self.cross_entropy(output.logits, labels, weight)
+            + self.cross_entropy(parts["joint"], labels, weight)
+            + self.cross_entropy(parts["text"], labels, weight, present[:, 0])
+            + self.cross_entropy(parts["image"], labels, weight, present[:, 1])
         )
 
 

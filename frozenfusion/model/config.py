@@ -11,6 +11,7 @@ from typing import Any
 
 from frozenfusion.fusion.base import HEADS, FusionHead
 from frozenfusion.fusion.registry import check_options, head_class, source_of, unsupported_reason
+from frozenfusion.model.images import REGION_POOLS, check_region_pool
 from frozenfusion.text.pooling import POOLER, TEXT_POOLS
 from frozenfusion.utils import fits
 from frozenfusion.utils.errors import UserError
@@ -37,6 +38,7 @@ class ModelConfig:
         image_fingerprint: of the features that the model was trained on.
         image_weights: where the weights of their image network came from: imagenet, random, or a file.
         head_source: where the head's class comes from, nothing for those that are built in.
+        region_pool, standardise_images: as TrainConfig has them.
 
     Raises:
         UserError: an unknown head, options that it does not take, features that cannot serve it.
@@ -58,6 +60,8 @@ class ModelConfig:
     image_fingerprint: dict[str, Any] = field(default_factory=dict)
     image_weights: str = ""
     head_source: dict[str, str] = field(default_factory=dict)
+    region_pool: str = "mean"
+    standardise_images: bool = False
 
     def __post_init__(self) -> None:
         check_options(self.head, self.fusion_options)
@@ -74,6 +78,7 @@ class ModelConfig:
         reason = unsupported_reason(self.head, regions=self.image_regions)
         if reason:
             raise UserError(reason)
+        check_region_pool(self.region_pool, self.image_regions, self.image_width)
         object.__setattr__(self, "head_source", source)
 
     @cached_property
@@ -102,6 +107,11 @@ class ModelConfig:
     def reads_image(self) -> bool:
         """Whether the head looks at the image."""
         return "image" in self.head.uses
+
+    @property
+    def reads_regions(self) -> bool:
+        """Whether the model looks at the regions of an image that has any, and not at their mean."""
+        return self.head.takes_regions or (self.reads_image and self.region_pool != "mean")
 
     def to_json(self) -> dict[str, Any]:
         """The configuration as JSON holds it."""
@@ -144,6 +154,8 @@ _FITS: Mapping[str, fits.Fit] = {
     "image_fingerprint": fits.scalars,
     "image_weights": fits.text,
     "head_source": lambda value: fits.scalars(value) and all(map(fits.text, value.values())),
+    "region_pool": lambda value: value in REGION_POOLS,
+    "standardise_images": fits.flag,
 }
 
 

@@ -143,7 +143,7 @@ def _images(
         return NoImages(len(pairs), shape, device)
     if store is not None:
         require_same_images(store, store.require_rows([pair.id for pair in pairs]), pairs, "DATA")
-        return stored_images(store, pairs, "DATA", device=device, pooled=not model.head.takes_regions)
+        return stored_images(store, pairs, "DATA", device=device, pooled=not config.reads_regions)
     if images is None or all(image is None for image in images):
         return NoImages(len(pairs), shape, device)
     if model.image_backbone is None:

@@ -16,6 +16,7 @@ from frozenfusion.data.splits import Split
 from frozenfusion.fusion.base import HeadInputs, HeadOutput
 from frozenfusion.fusion.registry import build_head
 from frozenfusion.model.config import ModelConfig
+from frozenfusion.model.images import AttentionPool, Standardise
 from frozenfusion.text.encoder import TextFeatures, encode, pooler_parameters
 from frozenfusion.text.pooling import POOLER
 from frozenfusion.utils.errors import UserError
@@ -53,14 +54,21 @@ class PairNetwork(nn.Module):
         self.text_projection = (
             nn.Linear(text_width, width) if config.pools_text and text_width != width else nn.Identity()
         )
+        flat = config.image_regions if config.region_pool == "flatten" and not config.head.takes_regions else 1
         self.image_projection = (
-            nn.Sequential(nn.Dropout(config.image_dropout), nn.Linear(config.image_width, width))
+            nn.Sequential(nn.Dropout(config.image_dropout), nn.Linear(flat * config.image_width, width))
             if config.reads_image
             else None
         )
         self.head = build_head(
             config.head, width=width, text_width=text_width, classes=config.classes, **config.fusion_options
         )
+        self.region_pool = (
+            AttentionPool(config.image_width)
+            if config.reads_image and config.region_pool == "attention" and not config.head.takes_regions
+            else None
+        )
+        self.standardise = Standardise(config.image_width) if config.reads_image and config.standardise_images else None
         if config.freeze_text and self.text_encoder is not None:
             self.text_encoder.requires_grad_(False)
         if self.text_encoder is not None and not (config.pools_text and config.text_pool == POOLER):
@@ -135,11 +143,21 @@ class PairNetwork(nn.Module):
     def _with_image(self, inputs: HeadInputs, image: Tensor | None) -> HeadInputs:
         if image is None or self.image_projection is None:
             raise ValueError(f"the fusion head {self.config.fusion} needs the image")
+        if self.standardise is not None:
+            image = self.standardise(image)
         if not self.head.takes_regions:
-            pooled = image.mean(dim=1) if image.dim() == 3 else image
-            return inputs._replace(image=self.image_projection(pooled))
+            return inputs._replace(image=self.image_projection(self._pooled(image)))
         regions = self.image_projection(image if image.dim() == 3 else image[:, None])
         return inputs._replace(image=regions.mean(dim=1), image_regions=regions)
+
+    def _pooled(self, image: Tensor) -> Tensor:
+        """One vector of an image's regions, (b, r, D) -> (b, D) or (b, r * D); of what is one vector, itself."""
+        if image.dim() == 2:
+            return image
+        if self.region_pool is not None:
+            pooled: Tensor = self.region_pool(image)
+            return pooled
+        return image.flatten(1) if self.config.region_pool == "flatten" else image.mean(dim=1)
 
 
 def drop_modalities(present: Tensor, p: float) -> Tensor:

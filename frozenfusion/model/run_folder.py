@@ -28,7 +28,7 @@ _FIGURE, _ACCURACY = fits.number(), fits.number(0, 1)
 _VALIDATED = ("val_loss", "val_accuracy", "val_macro_f1")
 _EPOCH: Mapping[str, fits.Fit] = {
     "epoch": fits.whole(1),
-    **dict.fromkeys(("lr", "train_loss", "seconds"), _FIGURE),
+    **dict.fromkeys(("lr", "text_lr", "train_loss", "seconds"), _FIGURE),
     "train_accuracy": _ACCURACY,
     "val_loss": fits.optional(_FIGURE),
     **dict.fromkeys(("val_accuracy", "val_macro_f1"), fits.optional(_ACCURACY)),
@@ -43,14 +43,29 @@ _SUMMARY: Mapping[str, fits.Fit] = {
     **dict.fromkeys(("val_accuracy", "val_macro_f1"), fits.optional(_ACCURACY)),
 }
 
-# The options of a training that make its run what it is: with another value it would be another run. All but `epochs`,
-# which may grow, are held against the checkpoint; runs that agree in all, and in their head, are repetitions of one
-# recipe.
+# Options that there were not always, and what runs from before were trained with.
+LATER: Mapping[str, Any] = {
+    "optimizer": "adam",
+    "text_lr": None,
+    "head_lr": None,
+    "warmup": 0.0,
+    "clip": 0.0,
+    "accumulate": 1,
+    "label_smoothing": 0.0,
+    "focal": 0.0,
+    "patience": 0,
+    "standardise_images": False,
+    "region_pool": "mean",
+}
+
+# The options of a training that make its run what it is: with another value it would be another run. All but `epochs`
+# and `patience`, which say no more than when it ends, are held against the checkpoint; runs that agree in all, and in
+# their head, are repetitions of one recipe.
 RECIPE = (
     *("text_encoder", "text_weights", "text_pool", "freeze_text", "max_length", "batch_size", "lr"),
     *("weight_decay", "schedule"),
     *("image_dropout", "modality_dropout", "alpha", "head_options", "class_weights", "val_fraction", "precision"),
-    "epochs",
+    *("epochs", *LATER),
 )
 
 RESTORED = "the same training command restores what a run has lost"
@@ -164,7 +179,7 @@ class RunFolder:
         options = options if isinstance(options, dict) else {}
         # what the head was given, and how texts are pooled, stands in the model's configuration
         in_model = ("alpha", "head_options", "text_pool")
-        chosen = {name: options.get(name) for name in RECIPE if name not in in_model}
+        chosen = {name: options.get(name, LATER.get(name)) for name in RECIPE if name not in in_model}
         if chosen["text_encoder"] in RECURRENT:
             chosen |= {name: options.get(name) for name in OPTIONS}
         if isinstance(chosen["text_encoder"], str):
@@ -282,7 +297,7 @@ def checked_history(lines: Any, path: Path) -> list[Mapping[str, Any]]:
     if not isinstance(lines, list):
         raise UserError(f"{path}: holds no list of epochs: restore or remove the file")
     for number, line in enumerate(lines, 1):
-        wrong = fits.misfit(line, _EPOCH, _EPOCH)
+        wrong = fits.misfit(line, _EPOCH, _EPOCH.keys() - {"text_lr"})
         if not wrong and line["epoch"] != number:
             wrong = f"is called {line['epoch']}"
         if not wrong and len({line[name] is None for name in _VALIDATED} | {lines[0]["val_loss"] is None}) > 1:

@@ -23,6 +23,7 @@ from frozenfusion.model.classifier import PairClassifier
 from frozenfusion.model.run_folder import RunFolder, checked_history
 from frozenfusion.model.saving import current_name, save_weights
 from frozenfusion.text.pooling import POOLER
+from frozenfusion.training.config import TrainConfig
 from frozenfusion.utils import fits
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import check_regular, link_or_copy, parse_json, write_atomically, write_json, writing
@@ -53,6 +54,10 @@ class State:
         if not self.history or self.history[-1]["val_accuracy"] is None:
             return self.epochs
         return int(max(self.history, key=lambda line: (line["val_accuracy"], -line["val_loss"]))["epoch"])
+
+    def ended(self, config: TrainConfig) -> bool:
+        """Whether all epochs are done, or so many without a better one that the training stops early."""
+        return self.epochs >= config.epochs or 0 < config.patience <= self.epochs - self.best
 
 
 def commit(folder: RunFolder, state: State, model: PairClassifier, optimizer: torch.optim.Optimizer) -> None:
@@ -116,7 +121,9 @@ def restore(folder: RunFolder, model: PairClassifier, optimizer: torch.optim.Opt
     for name, parameter in _trained(model).items():
         if name in moments and not _are_moments(moments[name], parameter):
             raise _damaged(folder.checkpoint, f"the optimiser's state of {name} is not Adam's")
-    state = {place: moments[name] for place, name in enumerate(_trained(model)) if name in moments}
+    inside = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    places = {parameter: place for place, parameter in enumerate(inside)}
+    state = {places[id(of)]: moments[name] for name, of in _trained(model).items() if name in moments}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -14,6 +14,9 @@ ALL = "all"  # in the place of the names of heads
 LARGEST_SEED = 2**63 - 1
 MOST_WIDTH, MOST_LAYERS = 2**14, 64  # of an LSTM or GRU
 
+# Named sets of options; `from_recipe` takes one. What each of `tuned` is worth was measured: docs/training.md.
+RECIPES: Mapping[str, Mapping[str, Any]] = {"reference": {}, "tuned": {}}
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -94,6 +97,41 @@ class TrainConfig:
     compile: bool = False
     """compile the model first: pays off in long trainings"""
 
+    # --- beyond the reference: docs/training.md
+
+    optimizer: Literal["adam", "adamw"] = "adam"
+    """adam adds the weight decay to the gradient, as the reference; adamw decays apart, and no norms and biases"""
+
+    text_lr: float | None = None
+    """highest learning rate of the text encoder, by default `lr`"""
+
+    head_lr: float | None = None
+    """highest learning rate of all but the text encoder, by default `lr`"""
+
+    warmup: float = 0.0
+    """epochs over which the learning rate rises from 0, step by step; parts of one too, as in 0.5"""
+
+    clip: float = 0.0
+    """largest norm of a step's gradient; 0 does not clip"""
+
+    accumulate: int = 1
+    """batches whose gradients make one step, as one batch so many times as large"""
+
+    label_smoothing: float = 0.0
+    """part of a label's probability that is spread over all classes in the loss"""
+
+    focal: float = 0.0
+    """gamma of the focal loss, in which pairs that are sure weigh less; 0 is cross-entropy"""
+
+    patience: int = 0
+    """stop after so many epochs without a better one on the validation part; 0 trains all"""
+
+    standardise_images: bool = False
+    """scale each number of the image features to mean 0 and deviation 1 over the training images"""
+
+    region_pool: Literal["mean", "flatten", "attention"] = "mean"
+    """how the regions of an image (features of --pool none) become one vector, in heads that read one"""
+
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, …"""
 
@@ -109,15 +147,22 @@ class TrainConfig:
         object.__setattr__(self, "head_options", plain)
         if not self.text_encoder:
             raise UsageError("`text_encoder` is empty: give a hub name or a folder")
-        for name in ("epochs", "batch_size", "save_every", "rnn_width", "rnn_layers"):
+        for name in ("epochs", "batch_size", "save_every", "accumulate", "rnn_width", "rnn_layers"):
             whole(name, getattr(self, name), 1)
         whole("max_length", self.max_length, 3)
-        for name in ("lr", "weight_decay"):
+        whole("patience", self.patience, 0)
+        for name in ("lr", "weight_decay", "warmup", "clip", "focal"):
             at_least(name, getattr(self, name), 0)
-        for name in ("image_dropout", "modality_dropout", "val_fraction"):
+        for name in ("text_lr", "head_lr"):
+            if getattr(self, name) is not None:
+                at_least(name, getattr(self, name), 0)
+        for name in ("image_dropout", "modality_dropout", "val_fraction", "label_smoothing"):
             at_least(name, getattr(self, name), 0)
             below(name, getattr(self, name), 1)
-        for name in ("text_weights", "text_pool", "words", "schedule", "precision", "resume"):
+        for name in (
+            *("text_weights", "text_pool", "words", "schedule", "precision", "resume"),
+            *("optimizer", "region_pool"),
+        ):
             one_of(self, name)
         if self.alpha != "learned":
             at_least("alpha", self.alpha, 0)
@@ -135,11 +180,28 @@ class TrainConfig:
             raise UsageError("`text_cache` means nothing without `freeze_text=True`: give both, or leave it out")
         if "alpha" in self.head_options:
             raise UsageError("alpha has a place of its own beside `head_options`: give `alpha`")
+        if self.text_lr is not None and self.freeze_text:
+            raise UsageError("`text_lr` means nothing with `freeze_text=True`: leave one of them out")
+        if self.focal and self.label_smoothing:
+            raise UsageError("`focal` and `label_smoothing` are two ways to change one loss: give one of them")
 
     @property
     def is_recurrent(self) -> bool:
         """Whether the text encoder is a new LSTM or GRU."""
         return self.text_encoder in RECURRENT
+
+    @classmethod
+    def from_recipe(cls, name: str, **changes: Any) -> TrainConfig:
+        """The options of a recipe, "reference" or "tuned", and beside it what is given. Raises UsageError."""
+        return cls(**{**recipe(name), **changes})
+
+
+def recipe(name: str) -> dict[str, Any]:
+    """The options of a recipe: all that any recipe sets, so that one can take another's place. Raises UsageError."""
+    if name not in RECIPES:
+        raise UsageError(f"`recipe` must be one of {', '.join(RECIPES)}, not {name!r}")
+    usual, names = TrainConfig(), dict.fromkeys(each for options in RECIPES.values() for each in options)
+    return {**{each: getattr(usual, each) for each in names}, **RECIPES[name]}
 
 
 def check_heads(names: Sequence[str]) -> None:

@@ -70,6 +70,10 @@ class TrainingInputs:
             require_same_images(store, self._rows, self._members, pairs.path)
         self._cached: dict[str, CachedTexts] = {}  # by their pooling
         self.share: RunFolder | None = None  # a run that has the frozen encoder already
+        if config.patience and not self.split.val:
+            raise UsageError(
+                "`patience` needs a validation part, and there is none: leave it out, or raise `val_fraction`"
+            )
         for head in self.heads:
             self.model_config(head)  # which checks what the head was given, before anything is written
 
@@ -142,7 +146,7 @@ class TrainingInputs:
     def dataset(self, head: str, text_pool: str = POOLER) -> PairDataset:
         """The training and validation pairs as a fusion head needs them, texts pooled so."""
         kind = head_class(head)
-        pairs = self._with_regions if kind.takes_regions else self._with_vectors
+        pairs = self._with_regions if self.model_config(head).reads_regions else self._with_vectors
         if not self._config.freeze_text or "text" not in kind.uses:
             return pairs
         texts = self._cached_texts(text_pool)
@@ -150,11 +154,12 @@ class TrainingInputs:
 
     def model_config(self, head: str, text_pool: str = POOLER) -> ModelConfig:
         """The model of a fusion head on these features, texts pooled so."""
-        config = self._config
+        config, kind = self._config, head_class(head)
+        own = effective(config, kind)
         return ModelConfig(
             fusion=head,
             label_names=self.pairs.label_names,
-            fusion_options=_options_for(head_class(head), config),
+            fusion_options=_options_for(kind, config),
             text_encoder=config.text_encoder,
             text_weights=config.text_weights,
             text_pool=text_pool,
@@ -166,6 +171,8 @@ class TrainingInputs:
             modality_dropout=config.modality_dropout,
             image_fingerprint=dict(self.store.fingerprint),
             image_weights=str(self.store.attributes.get("weights", "")),
+            region_pool=own.region_pool,
+            standardise_images=own.standardise_images,
         )
 
     @cached_property
@@ -280,8 +287,9 @@ def effective(config: TrainConfig, head: type[FusionHead]) -> TrainConfig:
 def meaningless(head: type[FusionHead]) -> set[str]:
     """The options that mean nothing to a head."""
     names = set() if "alpha" in head_options(head) else {"alpha"}
-    names |= set() if "text" in head.uses else {"freeze_text", "text_cache"}
-    return names | (set() if "image" in head.uses else {"image_dropout"})
+    names |= set() if "text" in head.uses else {"freeze_text", "text_cache", "text_lr"}
+    names |= set() if "image" in head.uses else {"image_dropout", "standardise_images", "region_pool"}
+    return names | ({"region_pool"} if head.takes_regions else set())
 
 
 def _options_for(head: type[FusionHead], config: TrainConfig) -> dict[str, Any]:

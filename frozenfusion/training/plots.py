@@ -15,11 +15,15 @@ Metrics = Sequence[Mapping[str, Any]]
 
 
 def plot_learning_rate(metrics: Metrics, path: str | Path) -> None:
-    """Draw the learning rate of every epoch as a PNG."""
+    """Draw the learning rate at the end of every epoch as a PNG; the text encoder's beside it where it is another."""
     figure = new_figure(6.4, 3.6)
     axes = figure.add_subplot()
-    epochs, rates = _series(metrics, "lr")
-    axes.plot(epochs, rates, marker="o", color=TRAIN_COLOUR)
+    for name, label, colour in (("lr", "all else", TRAIN_COLOUR), ("text_lr", "text encoder", VAL_COLOUR)):
+        epochs, rates = _series(metrics, name)
+        if epochs:
+            axes.plot(epochs, rates, marker="o", label=label, color=colour)
+    if len(axes.lines) > 1:
+        axes.legend(frameon=False)
     axes.set(xlabel="epoch", ylabel="learning rate", title="Learning rate")
     axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
     style_axes(axes)

@@ -19,7 +19,7 @@ from frozenfusion.data.splits import Split
 from frozenfusion.fusion.registry import head_class
 from frozenfusion.model.classifier import PairClassifier, build_model
 from frozenfusion.model.network import count_parameters
-from frozenfusion.model.run_folder import RECIPE, RESTORED, RunFolder
+from frozenfusion.model.run_folder import LATER, RECIPE, RESTORED, RunFolder
 from frozenfusion.model.saving import save_setup, save_weights
 from frozenfusion.store.reader import FeatureStore, as_store
 from frozenfusion.text.choices import OPTIONS
@@ -126,13 +126,14 @@ def train_run(
     with WriterLock(folder.checkpoint) as lock:
         folder.sweep_up()
         state = _state(folder, config, inputs, head)
-        finished = state.epochs >= config.epochs and folder.is_finished(state.epochs)
+        finished = state.ended(config) and folder.is_finished(state.epochs)
         lost = folder.lost_files(inputs.model_config(head)) if finished else []
         if lost:
             log.info("%s: not there any more, restored from the checkpoint", first_few([str(path) for path in lost]))
         elif finished:
             if talk:
-                done = "finished, %d epochs: nothing to do (a higher `epochs` resumes it)"
+                more = "epochs" if state.epochs >= config.epochs else "patience"
+                done = f"finished, %d epochs: nothing to do (a higher `{more}` resumes it)"
                 log.info(f"%s: {done}", folder.path, state.epochs)
             return read_run(folder)
         lock.require()
@@ -167,12 +168,12 @@ def read_run(folder: RunFolder) -> TrainedRun:
 def _state(folder: RunFolder, config: TrainConfig, inputs: TrainingInputs, head: str) -> State:
     """How far the run is. Raises UserError where `resume` or an option that changed since forbids to resume."""
     kind = head_class(head)
-    fixed = [name for name in RECIPE if name not in {"epochs", "head_options", *meaningless(kind)}]
+    fixed = [name for name in RECIPE if name not in {"epochs", "patience", "head_options", *meaningless(kind)}]
     fixed += OPTIONS if config.is_recurrent else ()
     made_from = {
         "--fusion": head,
         "--seed": config.seed,
-        **{f"--{name.replace('_', '-')}": getattr(config, name) for name in fixed},
+        **{_flag(name): getattr(config, name) for name in fixed},
         HEAD_OPTIONS: dict(effective(config, kind).head_options),
         "image features": dict(inputs.store.fingerprint),
         PAIRS: inputs.digest,
@@ -184,8 +185,14 @@ def _state(folder: RunFolder, config: TrainConfig, inputs: TrainingInputs, head:
         if config.resume == "always":
             raise UserError(f"{folder.path}: no training to resume, and `resume=always` asks for one: check `run`")
         return State(made_from)
+    state.made_from = {**{_flag(name): value for name, value in LATER.items()}, **state.made_from}
     _refuse_changes(folder, state, made_from)
     return state
+
+
+def _flag(name: str) -> str:
+    """An option as checkpoints name it."""
+    return f"--{name.replace('_', '-')}"
 
 
 def _refuse_changes(folder: RunFolder, state: State, made_from: Mapping[str, Any]) -> None:
@@ -248,7 +255,7 @@ def _run(
     )
     if state.epochs:
         restore(folder, model, trainer.optimizer)
-        if state.epochs < config.epochs:
+        if not state.ended(config):
             log.info("%s: resumed after epoch %d", folder.path, state.epochs)
     if talk:
         introduce(inputs, model)
@@ -263,7 +270,8 @@ def _run(
 
 def _epochs(folder: RunFolder, state: State, config: TrainConfig, trainer: Trainer, pairs: int, talk: bool) -> None:
     with Progress(config.epochs * pairs, "pairs", folder.path.name, done=state.epochs * pairs) as progress:
-        for number in range(state.epochs + 1, config.epochs + 1):
+        while not state.ended(config):
+            number = state.epochs + 1
             line = trainer.epoch(number, progress)
             state.history.append(line)
             with held_back():
@@ -272,6 +280,8 @@ def _epochs(folder: RunFolder, state: State, config: TrainConfig, trainer: Train
                 commit(folder, state, trainer.model, trainer.optimizer)
             if talk:
                 log.info(epoch_line(line, config.epochs, best=state.best == number))
+    if talk and state.epochs < config.epochs:
+        log.info("%s: stopped, no better one in %d epochs", folder.path, config.patience)
 
 
 def _finish(folder: RunFolder, state: State, model: PairClassifier, seed: int) -> TrainedRun:

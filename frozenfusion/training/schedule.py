@@ -18,6 +18,14 @@ def learning_rate(schedule: str, *, epoch: int, epochs: int, highest: float) -> 
     return _SCHEDULES[schedule](epoch - 1, epochs, highest)
 
 
+def warmed_up(epochs: float, warmup: float) -> float:
+    """What part of its learning rate a step has that ends after so many `epochs`, of which `warmup` rise from 0.
+
+    Source: Goyal et al., 2017 (arXiv:1706.02677). Counted in epochs, it is the same whatever the training's length.
+    """
+    return min(1.0, epochs / warmup) if warmup else 1.0
+
+
 def _cosine(part: float, highest: float) -> float:
     lowest = min(LOWEST, highest)
     return lowest + (highest - lowest) * (1 + math.cos(math.pi * part)) / 2

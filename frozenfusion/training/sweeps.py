@@ -74,7 +74,7 @@ def train_jobs(inputs: TrainingInputs, jobs: Sequence[_Job], folder: Path, *, re
     _check_resume(folder, jobs, resume)
     runs, failures = [], []
     for number, job in enumerate(jobs, 1):
-        done = job.folder.is_finished(job.config.epochs)
+        before = RunFolder(job.folder.path).summary
         try:
             job.folder.check_free()
             run = train_run(inputs, job.head, job.config, job.folder, talk=False)
@@ -82,7 +82,7 @@ def train_jobs(inputs: TrainingInputs, jobs: Sequence[_Job], folder: Path, *, re
             failures.append(_failed(job, error))
             continue
         runs.append(run)
-        if not done:
+        if RunFolder(job.folder.path).summary != before:
             write_atomically(folder / "sweep.csv", _as_csv(runs))
         log.info("%d/%d  %s", number, len(jobs), _line(run))
     if runs:

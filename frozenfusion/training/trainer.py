@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,12 +21,13 @@ from frozenfusion.model.dataset import Batch, PairDataset
 from frozenfusion.store.reader import Rows
 from frozenfusion.text.batching import batches_by_length, batches_in_order_of_length
 from frozenfusion.training.config import TrainConfig
-from frozenfusion.training.schedule import learning_rate
+from frozenfusion.training.optimizer import build_optimizer, rates, set_rates
 from frozenfusion.utils.device import computing_in
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.progress import Progress
 
 VALIDATION_BATCH_SIZE = 64
+STATISTICS_BATCH_SIZE = 256
 SECONDS_BETWEEN_LOOKS = 2.0  # at the running loss: each look waits for the device
 
 
@@ -54,8 +55,10 @@ class Trainer:
         if autocast is not None and device.type == "cpu" and model.text_encoder is not None:
             # torch's fused attention is slow backwards in bf16 on a CPU (measured: docs/performance.md)
             model.text_encoder.set_attn_implementation("eager")
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.Adam(trained, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+        if model.standardise is not None:
+            model.standardise.measure(self._images(train))
+        model.head.label_smoothing, model.head.focal = config.label_smoothing, config.focal
+        self.optimizer = build_optimizer(model, config)
         self.class_weights = self._inverse_frequencies() if config.class_weights else None
         self._outputs = torch.compile(model.outputs, dynamic=True) if config.compile else model.outputs
 
@@ -66,13 +69,11 @@ class Trainer:
         """
         began = time.perf_counter()
         config = self._config
-        lr = learning_rate(config.schedule, epoch=number, epochs=config.epochs, highest=config.lr)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
         with torch.random.fork_rng([self._device] if self._device.type == "cuda" else []):
             torch.manual_seed(int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0]))
             measured = {**self._train_epoch(number, progress), **self.validate(number)}
-        return {"epoch": number, "lr": lr, **measured, "seconds": time.perf_counter() - began}
+        lr = rates(self.model, config, number)
+        return {"epoch": number, **lr, **measured, "seconds": time.perf_counter() - began}
 
     def _train_epoch(self, number: int, progress: Progress) -> dict[str, Any]:
         batches = batches_by_length(
@@ -85,9 +86,8 @@ class Trainer:
         for step, rows in enumerate(batches):
             batch = self._dataset.batch(self._train[rows])
             loss, logits = self._forward(batch, self._outputs)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            self.optimizer.step()
+            first = step - step % self._config.accumulate
+            self._learn(loss, number, step, batches[first : first + self._config.accumulate], len(batches))
             losses[step] = loss.detach()
             right += (logits.argmax(dim=1) == batch.labels).sum()
             if time.monotonic() - looked > SECONDS_BETWEEN_LOOKS:
@@ -98,6 +98,30 @@ class Trainer:
         sizes = torch.tensor([len(rows) for rows in batches], device=self._device)
         count = len(self._train)
         return {"train_loss": float((losses * sizes).sum()) / count, "train_accuracy": int(right) / count}
+
+    def _learn(self, loss: Tensor, number: int, step: int, group: list[Rows], count: int) -> None:
+        """Add a batch's gradient to that of its group, whose pairs weigh alike; the group's last batch ends the step.
+
+        The last group of an epoch may be smaller.
+        """
+        config, place = self._config, step % self._config.accumulate
+        if place == 0:
+            self.optimizer.zero_grad(set_to_none=True)
+        if len(group) > 1:
+            loss = loss * (len(group[place]) / sum(map(len, group)))
+        loss.backward()
+        if place < len(group) - 1:
+            return
+        if config.clip:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        set_rates(self.optimizer, config, number, (step + 1) / count)
+        self.optimizer.step()
+
+    def _images(self, rows: Rows) -> Iterator[Tensor]:
+        """The image features of the pairs at some positions that have an image, in parts."""
+        present = rows[self._dataset.present[torch.from_numpy(rows), 1].cpu().numpy()]
+        for start in range(0, len(present), STATISTICS_BATCH_SIZE):
+            yield self._dataset.images[present[start : start + STATISTICS_BATCH_SIZE]]
 
     def _forward(self, batch: Batch, outputs: Callable[..., HeadOutput]) -> tuple[Tensor, Tensor]:
         with computing_in(self._autocast, self._device):
@@ -145,7 +169,9 @@ class Trainer:
 
     def _not_finite(self, what: str) -> UserError:
         kept = "the epochs before are kept" if self._autocast is None else "the epochs before are kept; or float32"
-        return UserError(f"{what}: train with a lower `lr` than {self._config.lr:g} in another `run` ({kept})")
+        rates = {name: getattr(self._config, name) or 0.0 for name in ("lr", "text_lr", "head_lr")}
+        name = max(rates, key=lambda name: rates[name])
+        return UserError(f"{what}: train with a lower `{name}` than {rates[name]:g} in another `run` ({kept})")
 
     def _inverse_frequencies(self) -> Tensor:
         """Weight of each class, (c,), n / (c * its count): 1 on average over the training pairs."""
