@@ -164,12 +164,12 @@ def _text_entries(line: bytes, file: IO[bytes], path: Path, width: int, count: i
     while line:
         if line.strip():
             number += 1
-            parts = line.strip()
-            spaces = parts.count(b" ") + parts.count(b"\t")
+            parts = line.rstrip()
+            spaces = parts.count(b" ")
             if spaces < width or len(line) >= _MOST_LINE:
                 raise _damaged(path, f"its vector {number:,} has not {width} numbers")
             if spaces == width:  # else the word has spaces, and is none of ours
-                word, values = parts.split(maxsplit=1)
+                word, _, values = parts.partition(b" ")
                 yield word, values
         line = file.readline(_MOST_LINE)
     if count is not None and number != count:

@@ -24,14 +24,13 @@ from frozenfusion.model.run_folder import RunFolder
 from frozenfusion.store.reader import FeatureStore, Rows
 from frozenfusion.store.status import OK
 from frozenfusion.text.cache import CachedTexts, cached_texts, text_cache
-from frozenfusion.text.choices import WORD2VEC
 from frozenfusion.text.encoder import choose_pool, load_text_encoder
 from frozenfusion.text.pooling import AUTO, POOLER
-from frozenfusion.text.recurrent import EMBEDDING_WIDTH, RecurrentConfig, new_recurrent
 from frozenfusion.text.tokens import TokenizedTexts, load_tokenizer, tokenize
-from frozenfusion.text.vectors import WordVectors, read_word_vectors, train_word_vectors
-from frozenfusion.text.words import vocabulary, word_tokenizer, words_of
+from frozenfusion.text.vectors import WordVectors
+from frozenfusion.text.words import vocabulary, word_tokenizer
 from frozenfusion.training.config import ALL, TrainConfig, check_heads
+from frozenfusion.training.recurrent import recurrent_encoder, word_vectors
 from frozenfusion.utils.device import autocast_type, choose_device
 from frozenfusion.utils.errors import UsageError, UserError
 from frozenfusion.utils.messages import first_few
@@ -195,30 +194,7 @@ class TrainingInputs:
 
     @cached_property
     def _word_vectors(self) -> WordVectors | None:
-        """Vectors of the tokenizer's words, where the config asks for them."""
-        source, tokenizer = self._config.word_vectors, self.tokenizer
-        if source is None:
-            return None
-        words = vocabulary(tokenizer)
-        if source == WORD2VEC:
-            return train_word_vectors(words_of(tokenizer, self._train_texts), words, EMBEDDING_WIDTH, self._config.seed)
-        vectors = read_word_vectors(Path(source).expanduser(), words)
-        log.info("%s: vectors of %.1f%% of the words", source, 100 * vectors.share)
-        return vectors
-
-    def _new_recurrent(self, seed: int) -> PreTrainedModel:
-        vectors, name = self._word_vectors, self._config.text_encoder
-        config = RecurrentConfig(
-            cell=name.removeprefix("bi"),
-            bidirectional=name.startswith("bi"),
-            vocab_size=len(self.tokenizer),
-            embedding_size=EMBEDDING_WIDTH if vectors is None else vectors.values.shape[1],
-            rnn_width=self._config.rnn_width,
-            num_hidden_layers=self._config.rnn_layers,
-        )
-        if self._config.freeze_text and vectors is None:
-            log.warning("a frozen %s that nothing taught: give `word_vectors`, or do not freeze it", name)
-        return new_recurrent(config, seed, vectors)
+        return word_vectors(self._config, self.tokenizer, self._train_texts)
 
     @cached_property
     def _frozen_encoder(self) -> PreTrainedModel:
@@ -226,7 +202,7 @@ class TrainingInputs:
 
     def _load_encoder(self, seed: int) -> PreTrainedModel:
         if self._config.is_recurrent:
-            return self._new_recurrent(seed)
+            return recurrent_encoder(self._config, len(self.tokenizer), self._word_vectors, seed)
         run, weights = self._encoder_run, self._config.text_weights
         if run is None:
             return load_text_encoder(self._config.text_encoder, weights, seed)
