@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,13 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel
 
+from frozenfusion.data.pairs import load_pairs
+from frozenfusion.evaluation.config import EvaluateConfig
+from frozenfusion.evaluation.evaluator import evaluate
 from frozenfusion.model import network
-from frozenfusion.model.classifier import PairClassifier
+from frozenfusion.model.classifier import PairClassifier, build_model
+from frozenfusion.model.config import ModelConfig
+from frozenfusion.model.network import count_parameters
 from frozenfusion.store.reader import FeatureStore
 from frozenfusion.text.encoder import choose_pool, encode, load_text_encoder
 from frozenfusion.text.pooling import TEXT_POOLS, pool_tokens
@@ -202,40 +208,51 @@ def test_auto_is_settled_when_a_run_begins_and_taken_over_with_its_encoder(
     assert settled(second.run) == ("max", "max")
 
 
+def a_model(folder: Path, pool: str, fusion: str = "text", *, freeze: bool = False) -> PairClassifier:
+    config = ModelConfig(fusion, tiny.LABELS, text_pool=pool, image_width=tiny.WIDTH, freeze_text=freeze)
+    return build_model(config, load_text_encoder(folder), 0, load_tokenizer(folder)).eval()
+
+
+def test_a_pooler_without_a_use_is_neither_trained_nor_counted(albert: Path) -> None:
+    counts = {pool: count_parameters(a_model(albert, pool)) for pool in TEXT_POOLS}
+    assert {counts["pooler"] - counts[pool] for pool in ("cls", "mean", "max")} == {32 * 32 + 32}
+    assert len({count_parameters(a_model(albert, pool, freeze=True)) for pool in TEXT_POOLS}) == 1
+    for pool, fusion, gradient in (("pooler", "text", True), ("mean", "text", False), ("pooler", "transformer", False)):
+        model = a_model(albert, pool, fusion)
+        tokens = tokenize(load_tokenizer(albert), TEXTS, 128).batch(range(4))
+        image, present = torch.zeros(4, tiny.WIDTH), torch.ones(4, 2, dtype=torch.bool)
+        model.loss(model.outputs(tokens, image, present), torch.zeros(4, dtype=torch.int64)).backward()
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        reached = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+        assert ("text_encoder.pooler.weight" in trained) is ("text_encoder.pooler.weight" in reached) is gradient
+
+
 @pytest.mark.parametrize("freeze", [False, True])
-def test_a_pooler_without_a_use_is_neither_trained_nor_counted(options: tiny.Training, freeze: bool) -> None:
-    pooler = 32 * 32 + 32
-    counts, kept = {}, {}
-    for name, fusion, pool in (("a", "text", "auto"), ("b", "text", "mean"), ("c", "transformer", "auto")):
-        training = options.but(run=options.run / name, fusion=(fusion,), text_pool=pool, freeze_text=freeze)
-        counts[name] = training.train().trained_parameters
-        model = PairClassifier.from_pretrained(training.run)
-        needed = {name for name, parameter in model.text_encoder.named_parameters() if parameter.requires_grad}
-        kept[name] = {name for name in needed if "pooler" in name}
-        assert bool(needed) is not freeze
-    assert counts["a"] - counts["b"] == (0 if freeze else pooler)
-    assert [len(kept[name]) for name in "abc"] == [0 if freeze else 2, 0, 0]
+def test_a_saved_model_predicts_as_it_did(albert: Path, tmp_path: Path, freeze: bool) -> None:
+    found = []
+    for pool in TEXT_POOLS:
+        model = a_model(albert, pool, freeze=freeze)
+        model.save_pretrained(tmp_path / pool)
+        again = PairClassifier.from_pretrained(tmp_path / pool)
+        assert again.config.text_pool == pool
+        found.append(model.predict_proba(texts=TEXTS))
+        np.testing.assert_array_equal(again.predict_proba(texts=TEXTS), found[-1])
+        np.testing.assert_allclose(model.predict_proba(texts=TEXTS, precision="bf16"), found[-1], atol=0.05)
+    assert all(np.abs(one - other).max() > 1e-4 for one, other in itertools.combinations(found, 2))
 
 
-@pytest.mark.parametrize("pool", ["cls", "mean", "max"])
-def test_a_saved_model_predicts_as_it_did_and_caches_of_poolings_are_apart(
-    options: tiny.Training, tmp_path: Path, pool: str
+def test_frozen_runs_of_two_poolings_share_no_vectors_and_are_evaluated_side_by_side(
+    options: tiny.Training, tmp_path: Path
 ) -> None:
-    trained = [options.but(run=tmp_path / name, text_pool=name, freeze_text=True) for name in ("pooler", pool)]
-    for training in trained:
-        training.train()
+    runs = [options.but(run=tmp_path / name, text_pool=name, freeze_text=True).train() for name in ("pooler", "max")]
     stores = [FeatureStore(path) for path in tmp_path.glob("features.text-*.h5")]
-    assert sorted(str(store.fingerprint.get("pool")) for store in stores) == sorted(["None", pool])
-    model = PairClassifier.from_pretrained(trained[1].run)
-    model.save_pretrained(tmp_path / "saved")
-    again = PairClassifier.from_pretrained(tmp_path / "saved")
-    assert again.config.text_pool == pool
-    expected = model.predict_proba(texts=TEXTS)
-    np.testing.assert_array_equal(again.predict_proba(texts=TEXTS), expected)
-    other = PairClassifier.from_pretrained(trained[0].run).predict_proba(texts=TEXTS)
-    assert np.abs(other - expected).max() > 1e-4
-    bf16 = model.predict_proba(texts=TEXTS, precision="bf16")
-    np.testing.assert_allclose(bf16, expected, atol=0.05)
+    assert sorted(str(store.fingerprint.get("pool")) for store in stores) == ["None", "max"]
+    pairs = load_pairs(options.data)
+    evaluation = evaluate(runs, pairs, options.cache, config=EvaluateConfig(device="cpu", precision="float32"))
+    for run, of in zip(runs, evaluation.predictions.values(), strict=True):
+        model = PairClassifier.from_pretrained(run)
+        expected = model.predict_proba(evaluation.inputs.members, options.cache)
+        np.testing.assert_allclose(of.probabilities, expected, atol=1e-5)
 
 
 def test_a_checkpoint_that_holds_a_pooler_without_a_use_is_resumed(
