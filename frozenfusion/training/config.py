@@ -13,7 +13,7 @@ ALL = "all"  # in the place of the names of heads
 LARGEST_SEED = 2**63 - 1
 
 # Named sets of options; `from_recipe` takes one. What each of `tuned` is worth was measured: docs/training.md.
-RECIPES: Mapping[str, Mapping[str, Any]] = {"reference": {}, "tuned": {}}
+RECIPES: Mapping[str, Mapping[str, Any]] = {"reference": {}, "tuned": {"head_lr": 1e-3}}
 
 
 @dataclass(frozen=True, kw_only=True)
