@@ -86,6 +86,8 @@ def main() -> None:
             config = dataclasses.replace(base, **changes)
             if name == REFERENCE or _is_another(config, base, head, store):
                 found[name] = measure(pairs, store, config, head, given.splits)
+                accuracies = " ".join(f"{each.accuracy:.1%}" for each in found[name])
+                print(f"{head}, {name}: {accuracies}", flush=True)
         results[head] = {name: [each._asdict() for each in measured] for name, measured in found.items()}
         kind = "frozen text" if given.freeze_text else "fine-tuned"
         rows = [_row(name, measured, found[REFERENCE]) for name, measured in found.items()]

@@ -46,7 +46,7 @@ class Standardise(nn.Module):
         """Take mean and std from features (n, D) or (n, r, D), given in parts; where nothing varies, std is 1."""
         count, total, squares = 0, torch.zeros(()), torch.zeros(())
         for part in features:
-            rows = part.reshape(-1, part.shape[-1]).double().cpu()
+            rows = part.reshape(-1, part.shape[-1]).cpu().double()
             count, total, squares = count + len(rows), total + rows.sum(dim=0), squares + rows.square().sum(dim=0)
         if count:
             mean = total / count
