@@ -128,6 +128,7 @@ class Comparison:
     tests: tuple[PairedTest, ...]
     chosen: str | None  # the head with the best validation accuracy, where there is a choice
     fusion_tests: tuple[PairedTest, ...]  # the chosen head against each single modality
+    baseline_tests: tuple[PairedTest, ...]  # the chosen head, the reference or the only one against each baseline
 
     def row(self, name: str) -> HeadResult:
         """The row called `name`."""
@@ -174,6 +175,9 @@ def compare(
     chosen = _chosen(heads)
     single = [row for row in heads if row.head in MODALITIES]
     fusion_tests = [_paired(labels, chosen, row) for row in single] if chosen and chosen not in single else []
+    judged = chosen or against or (heads[0] if len(heads) == 1 else None)  # the best on these pairs would be too lucky
+    plain = [row for row in rows if not row.runs]
+    baseline_tests = [_paired(labels, judged, row) for row in plain] if judged else []
     return Comparison(
         labels=labels,
         label_names=label_names,
@@ -182,6 +186,7 @@ def compare(
         tests=_corrected(tests),
         chosen=chosen.name if chosen else None,
         fusion_tests=_corrected(fusion_tests),
+        baseline_tests=_corrected(baseline_tests),
     )
 
 

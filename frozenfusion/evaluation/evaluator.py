@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from frozenfusion.data.pairs import Pairs
 from frozenfusion.evaluation.baselines import baselines
@@ -15,6 +16,7 @@ from frozenfusion.evaluation.comparison import Comparison, RunResult, compare
 from frozenfusion.evaluation.config import EvaluateConfig
 from frozenfusion.evaluation.inputs import EvaluationInputs
 from frozenfusion.evaluation.predictor import Predictor
+from frozenfusion.evaluation.probes import probes
 from frozenfusion.evaluation.report.results import write_all_predictions, write_comparison
 from frozenfusion.evaluation.report.tables import comparison_text
 from frozenfusion.evaluation.runs import common_folder
@@ -50,14 +52,11 @@ class Evaluation:
         keep = inputs.scored
         if not len(keep):
             return None
-        train_texts, train_labels = inputs.train
-        texts = [inputs.members[place].text for place in keep.tolist()]
-        classes = len(inputs.label_names)
         return compare(
             inputs.labels[keep],
             inputs.label_names,
             self._results(),
-            baselines(train_texts, train_labels, texts, classes) if train_texts else {},
+            self._baselines(),
             reference=config.baseline or self._default_baseline(),
             resamples=config.bootstrap,
             seed=config.seed,
@@ -99,6 +98,18 @@ class Evaluation:
         """The first run of the default head, whose recipe stands for it where there are several."""
         named = [run.name for run in self.inputs.runs if run.model.fusion == DEFAULT_BASELINE]
         return named[0] if named else DEFAULT_BASELINE
+
+    def _baselines(self) -> dict[str, NDArray[np.float64]]:
+        """What the baselines say of the labelled pairs; nothing where there is no train part to fit them on."""
+        inputs, train = self.inputs, self.inputs.train
+        if not train.pairs:
+            return {}
+        pairs, classes = [inputs.members[place] for place in inputs.scored.tolist()], len(inputs.label_names)
+        texts = [pair.text for pair in pairs]
+        return {
+            **baselines([pair.text for pair in train.pairs], train.labels, texts, classes),
+            **probes(self.predictor.frozen_features(), train, inputs.validation, pairs, classes),
+        }
 
     def _results(self) -> list[RunResult]:
         keep = self.inputs.scored

@@ -6,7 +6,8 @@ Shapes: n pairs, b of a batch, r image regions.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -15,7 +16,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from frozenfusion.data.pairs import Pair
 from frozenfusion.evaluation.inputs import EvaluationInputs
+from frozenfusion.evaluation.probes import Features
 from frozenfusion.evaluation.runs import Run
 from frozenfusion.model.classifier import PairClassifier, build_model
 from frozenfusion.model.dataset import PairDataset, stored_images
@@ -23,7 +26,7 @@ from frozenfusion.model.inference import Arithmetic, Predicted, all_questions, e
 from frozenfusion.model.run_folder import RunFolder
 from frozenfusion.model.saving import check_whole, load_weights
 from frozenfusion.store.reader import Rows
-from frozenfusion.text.cache import cached_texts, text_cache
+from frozenfusion.text.cache import CachedTexts, cached_texts, text_cache
 from frozenfusion.text.tokens import TokenizedTexts, load_tokenizer, tokenize
 from frozenfusion.utils.device import is_out_of_memory
 from frozenfusion.utils.errors import UserError
@@ -74,6 +77,24 @@ class Predictor:
         maps = output.parts.get("attention")
         return None if maps is None or maps.shape[1] < 2 else maps.float().cpu().numpy()
 
+    def frozen_features(self) -> dict[str, Callable[[Sequence[Pair]], Features]]:
+        """What reads the features that the runs' frozen networks gave pairs, by modality; nothing is computed for it.
+
+        Texts are of the first run whose frozen encoder's outputs are cached. Reading raises UserError for pairs that
+        lack features.
+        """
+        readers: dict[str, Callable[[Sequence[Pair]], Features]] = {}
+        for run in self._inputs.runs:
+            shared = _frozen_encoder(run.folder)
+            for key, dataset in self._datasets.items():
+                if shared is not None and key[0] == shared and isinstance(dataset.texts, CachedTexts):
+                    readers.setdefault("text", partial(_pooled_texts, run, dataset.texts))
+        return {**readers, "image": self._stored_images}
+
+    def _stored_images(self, pairs: Sequence[Pair]) -> Features:
+        rows = stored_images(self._inputs.store, pairs, self._inputs.pairs.path, pooled=True)
+        return Features(rows[np.arange(len(pairs))].numpy(), rows.present)
+
     def _load(self, run: Run) -> tuple[PairClassifier, PairDataset]:
         """The run's model, and the pairs as it reads them."""
         check_whole(run.folder)
@@ -119,6 +140,14 @@ class Predictor:
                 log.warning("text features are not kept, each run reads the texts anew: %s", error)
                 self._datasets[key] = plain
         return self._datasets[key]
+
+
+def _pooled_texts(run: Run, cached: CachedTexts, pairs: Sequence[Pair]) -> Features:
+    tokens = tokenize(load_tokenizer(run.folder.tokenizer), [pair.text for pair in pairs], run.model.max_length)
+    rows = cached.pooled_of(tokens, [pair.id for pair in pairs])
+    if rows is None:
+        raise UserError(f"{run.path}: its frozen text encoder's outputs of the train part are not cached here")
+    return Features(rows[np.arange(len(pairs))].numpy(), np.array([bool(pair.text) for pair in pairs], dtype=bool))
 
 
 def _frozen_encoder(run: RunFolder) -> str | None:

@@ -137,6 +137,12 @@ def _findings(comparison: Comparison) -> list[str]:
             for test in comparison.fusion_tests
         )
         said.append(f"Fusion by {comparison.chosen}: {gains}.")
+    if comparison.baseline_tests:
+        gains = ", ".join(
+            f"{points(test.accuracy.mean)} over {test.other}{'' if differs(test) else ' (within chance)'}"
+            for test in comparison.baseline_tests
+        )
+        said.append(f"Points of {comparison.baseline_tests[0].head} over the baselines: {gains}.")
     return said
 
 
@@ -168,7 +174,8 @@ def comparison_text(comparison: Comparison, part: str) -> str:
 
 
 def _families(comparison: Comparison) -> list[Sequence[PairedTest]]:
-    return [tests for tests in (comparison.tests, comparison.fusion_tests) if tests]
+    found = comparison.tests, comparison.fusion_tests, comparison.baseline_tests
+    return [tests for tests in found if tests]
 
 
 def comparison_markdown(comparison: Comparison, title: str, part: str, notes: Sequence[str]) -> str:
@@ -180,6 +187,7 @@ def comparison_markdown(comparison: Comparison, title: str, part: str, notes: Se
     for name, tests in (
         (f"Against {comparison.reference}", comparison.tests),
         ("Against each modality alone", comparison.fusion_tests),
+        ("Against the baselines", comparison.baseline_tests),
     ):
         if tests:
             blocks += [f"## {escape_markdown(name)}", _corrected(tests), as_markdown(test_table(tests))]
