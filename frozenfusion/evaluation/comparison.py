@@ -39,6 +39,8 @@ class RunResult:
     probabilities: Floats  # (n, c)
     without: Mapping[str, Floats] = field(default_factory=dict)  # (n, c) each, with "text" or "image" hidden
     parts: Mapping[str, Floats] = field(default_factory=dict)  # (n, c) each: every modality's own classifier
+    calibrated: Floats | None = None  # (n, c): the same probabilities at the run's temperature
+    temperature: float | None = None
     validation: float | None = None  # best accuracy on the validation part
     parameters: int | None = None  # trained ones
     seconds: float | None = None  # per epoch
@@ -86,6 +88,18 @@ class HeadResult:
     def calibration(self, labels: Ints) -> metrics.Calibration:
         """Calibration of the runs as they are, pooled over the seeds."""
         return metrics.calibration(np.tile(labels, len(self.probabilities)), np.concatenate(self.probabilities))
+
+    def calibrated(self, labels: Ints) -> metrics.Calibration | None:
+        """The same at the runs' temperatures, None where a run has none."""
+        found = [run.calibrated for run in self.runs if run.calibrated is not None]
+        if not found or len(found) < len(self.runs):
+            return None
+        return metrics.calibration(np.tile(labels, len(found)), np.concatenate(found))
+
+    @property
+    def temperatures(self) -> list[float]:
+        """The runs' temperatures, of those that have one."""
+        return [run.temperature for run in self.runs if run.temperature is not None]
 
     @property
     def validation(self) -> float | None:

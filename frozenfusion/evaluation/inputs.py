@@ -46,7 +46,8 @@ class EvaluationInputs:
             self._check(run)
         self.selection = select_pairs(pairs, self.runs, config.split)
         self.labels: NDArray[np.int64] = labels_of(pairs, self.selection.ids, self.label_names)
-        self.members: list[Pair] = pairs.select(self.selection.ids)
+        self._validations: dict[tuple[str, ...], Labelled] = {}
+        self.members: Sequence[Pair] = pairs.select(self.selection.ids)
         if any(run.model.reads_image for run in self.runs):
             rows = store.require_rows(self.selection.ids, pairs.path)
             require_same_images(store, rows, self.members, pairs.path)
@@ -77,10 +78,12 @@ class EvaluationInputs:
         """The labelled pairs of the train part, as far as it is in this data; none for new data."""
         return self._labelled([] if self.selection.name == "new" else self.runs[0].folder.split.train)
 
-    @cached_property
-    def validation(self) -> Labelled:
-        """The labelled pairs of the first run's validation part, as far as it is in this data; none for new data."""
-        return self._labelled([] if self.selection.name == "new" else self.runs[0].folder.split.val)
+    def validation(self, run: Run) -> Labelled:
+        """The labelled pairs of a run's validation part, as far as it is in this data; none for new data."""
+        ids = tuple([] if self.selection.name == "new" else run.folder.split.val)
+        if ids not in self._validations:
+            self._validations[ids] = self._labelled(ids)
+        return self._validations[ids]
 
     def _labelled(self, ids: Sequence[str]) -> Labelled:
         here = [id for id in ids if id in self._ids]
@@ -114,6 +117,8 @@ class EvaluationInputs:
             notes.append(f"{n - len(self.scored):,} of the {n:,} pairs have no label: predicted, not scored.")
         if self.config.without:
             notes.append(f"The {self.config.without} was withheld from the models.")
+        if self.config.calibrate and self.selection.name in ("val", "all"):
+            notes.append("Temperatures were fitted on pairs that are among these: calibrated ECE is optimistic.")
         if len(self.scored) and not self.train.pairs:
             notes.append("No baselines: they are fitted on the run's train part, which is not in this data.")
         if any(self.overlap):
