@@ -80,8 +80,8 @@ def expected(world: Path, run: ff.TrainedRun) -> dict[str, list[float]]:
 def test_the_way_of_the_readme(world: Path, pairs: ff.Pairs, features: ff.FeatureStore, run: ff.TrainedRun):
     other = ff.train(pairs, features, config=config(world), run=world / "runs" / "concat")
     evaluation = ff.evaluate([run, world / "runs" / "concat"], pairs, features)
-    names = {line.split()[0] for line in evaluation.table().splitlines()[3:7]}
-    assert names == {"hybrid", "concat", "majority", "TF-IDF"}
+    names = {line.split()[0] for line in evaluation.table().splitlines()[3:8]}
+    assert names == {"hybrid", "concat", "majority", "TF-IDF", "image"}
     assert evaluation.comparison is not None
     assert evaluation.predictions.keys() == {"hybrid", "concat"}
     assert not (world / "runs" / "comparison").exists()  # nothing is written until it is asked for

@@ -23,7 +23,7 @@ class EvaluateOptions(DataOptions, EvaluateConfig):
 
     groups: ClassVar[Groups] = {
         "files": ("cache", "split", "out", "text_cache", "no_follow_links"),
-        "models": ("checkpoint", "without"),
+        "models": ("checkpoint", "without", "calibrate"),
         "comparison": ("baseline", "bootstrap", "seed"),
         "speed": ("device", "precision", "batch_size"),
         "general": COMMON,

@@ -13,6 +13,10 @@ from numpy.typing import NDArray
 MAJORITY = "majority class"
 TFIDF = "TF-IDF + logistic regression"
 
+# A character of a script without spaces between words, or else two or more letters and digits, which is scikit-learn's.
+_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+TOKEN = rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])\w){{2,}}"
+
 Labels = NDArray[np.int64]
 Probabilities = NDArray[np.float64]
 
@@ -36,13 +40,14 @@ def majority(train_labels: Labels, n: int, classes: int) -> Probabilities:
 def tfidf(train_texts: Sequence[str], train_labels: Labels, texts: Sequence[str], classes: int) -> Probabilities:
     """Logistic regression on TF-IDF: (n, c).
 
-    Words and pairs of words that occur in two train texts or more, sublinear term frequency, otherwise scikit-learn's
-    defaults (L2 penalty, C = 1). Where there is nothing to learn from (no such words, one class), the majority.
+    Words and pairs of words that occur in two train texts or more (of Chinese and Japanese, characters and pairs of
+    them), sublinear term frequency, otherwise scikit-learn's defaults (L2 penalty, C = 1). Where there is nothing to
+    learn from (no such words, one class), the majority.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
-    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2)
+    words = TfidfVectorizer(token_pattern=TOKEN, ngram_range=(1, 2), sublinear_tf=True, min_df=2)
     try:
         train_features = words.fit_transform(train_texts)
     except ValueError:  # no vocabulary

@@ -39,6 +39,8 @@ class RunResult:
     probabilities: Floats  # (n, c)
     without: Mapping[str, Floats] = field(default_factory=dict)  # (n, c) each, with "text" or "image" hidden
     parts: Mapping[str, Floats] = field(default_factory=dict)  # (n, c) each: every modality's own classifier
+    calibrated: Floats | None = None  # (n, c): the same probabilities at the run's temperature
+    temperature: float | None = None
     validation: float | None = None  # best accuracy on the validation part
     parameters: int | None = None  # trained ones
     seconds: float | None = None  # per epoch
@@ -87,6 +89,18 @@ class HeadResult:
         """Calibration of the runs as they are, pooled over the seeds."""
         return metrics.calibration(np.tile(labels, len(self.probabilities)), np.concatenate(self.probabilities))
 
+    def calibrated(self, labels: Ints) -> metrics.Calibration | None:
+        """The same at the runs' temperatures, None where a run has none."""
+        found = [run.calibrated for run in self.runs if run.calibrated is not None]
+        if not found or len(found) < len(self.runs):
+            return None
+        return metrics.calibration(np.tile(labels, len(found)), np.concatenate(found))
+
+    @property
+    def temperatures(self) -> list[float]:
+        """The runs' temperatures, of those that have one."""
+        return [run.temperature for run in self.runs if run.temperature is not None]
+
     @property
     def validation(self) -> float | None:
         """Mean of the seeds' validation accuracy, None where a run has none."""
@@ -128,6 +142,7 @@ class Comparison:
     tests: tuple[PairedTest, ...]
     chosen: str | None  # the head with the best validation accuracy, where there is a choice
     fusion_tests: tuple[PairedTest, ...]  # the chosen head against each single modality
+    baseline_tests: tuple[PairedTest, ...]  # the chosen head, the reference or the only one against each baseline
 
     def row(self, name: str) -> HeadResult:
         """The row called `name`."""
@@ -174,6 +189,9 @@ def compare(
     chosen = _chosen(heads)
     single = [row for row in heads if row.head in MODALITIES]
     fusion_tests = [_paired(labels, chosen, row) for row in single] if chosen and chosen not in single else []
+    judged = chosen or against or (heads[0] if len(heads) == 1 else None)  # the best on these pairs would be too lucky
+    plain = [row for row in rows if not row.runs]
+    baseline_tests = [_paired(labels, judged, row) for row in plain] if judged else []
     return Comparison(
         labels=labels,
         label_names=label_names,
@@ -182,6 +200,7 @@ def compare(
         tests=_corrected(tests),
         chosen=chosen.name if chosen else None,
         fusion_tests=_corrected(fusion_tests),
+        baseline_tests=_corrected(baseline_tests),
     )
 
 

@@ -21,6 +21,9 @@ class EvaluateConfig:
     without: Literal["text", "image"] | None = None
     """hide one modality from the models"""
 
+    calibrate: bool = False
+    """fit a temperature on each run's validation part, keep it in the run and write calibrated probabilities"""
+
     baseline: str | None = None
     """fusion head that the others are tested against; by default concat"""
 

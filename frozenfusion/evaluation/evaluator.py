@@ -8,21 +8,25 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from frozenfusion.data.pairs import Pairs
 from frozenfusion.evaluation.baselines import baselines
+from frozenfusion.evaluation.calibration import fit_temperature
 from frozenfusion.evaluation.comparison import Comparison, RunResult, compare
 from frozenfusion.evaluation.config import EvaluateConfig
 from frozenfusion.evaluation.inputs import EvaluationInputs
 from frozenfusion.evaluation.predictor import Predictor
+from frozenfusion.evaluation.probes import probes
 from frozenfusion.evaluation.report.results import write_all_predictions, write_comparison
 from frozenfusion.evaluation.report.tables import comparison_text
-from frozenfusion.evaluation.runs import common_folder
+from frozenfusion.evaluation.runs import Run, common_folder
+from frozenfusion.model.calibration import TemperatureScaling, load_calibration, save_calibration
 from frozenfusion.model.inference import Arithmetic, Predicted
 from frozenfusion.store.reader import FeatureStore, as_store
 from frozenfusion.utils.checks import config_of
 from frozenfusion.utils.device import autocast_type, choose_device
-from frozenfusion.utils.errors import UsageError
+from frozenfusion.utils.errors import UsageError, UserError
 from frozenfusion.utils.messages import printable
 from frozenfusion.utils.progress import log
 
@@ -38,10 +42,22 @@ class Evaluation:
         inputs: runs, pairs and features.
         predictions: by the run's name; rows as `inputs.selection.ids`.
         predictor: for what the page asks the models later.
+        scalings: temperatures by the run's name, where probabilities are to be calibrated.
     """
 
-    def __init__(self, inputs: EvaluationInputs, predictions: Mapping[str, Predicted], predictor: Predictor) -> None:
-        self.inputs, self.predictions, self.predictor = inputs, predictions, predictor
+    def __init__(
+        self,
+        inputs: EvaluationInputs,
+        predictions: Mapping[str, Predicted],
+        predictor: Predictor,
+        scalings: Mapping[str, TemperatureScaling],
+    ) -> None:
+        self.inputs, self.predictions, self.predictor, self.scalings = inputs, predictions, predictor, scalings
+
+    @cached_property
+    def calibrated(self) -> Mapping[str, NDArray[np.float64]]:
+        """Probabilities (n, c) at the temperature of each run that has one, by the run's name."""
+        return {name: by.scaled(self.predictions[name].probabilities) for name, by in self.scalings.items()}
 
     @cached_property
     def comparison(self) -> Comparison | None:
@@ -50,14 +66,11 @@ class Evaluation:
         keep = inputs.scored
         if not len(keep):
             return None
-        train_texts, train_labels = inputs.train
-        texts = [inputs.members[place].text for place in keep.tolist()]
-        classes = len(inputs.label_names)
         return compare(
             inputs.labels[keep],
             inputs.label_names,
             self._results(),
-            baselines(train_texts, train_labels, texts, classes) if train_texts else {},
+            self._baselines(),
             reference=config.baseline or self._default_baseline(),
             resamples=config.bootstrap,
             seed=config.seed,
@@ -77,13 +90,22 @@ class Evaluation:
 
         The folder `out` (by default `default_folder`) holds predictions.csv, metrics.json and confusion.png of each run
         (in a folder of its name where there are several) and report.html; for several runs comparison.md and
-        comparison.csv as well. Raises UserError where the disk says no.
+        comparison.csv as well. Temperatures go into the runs. Raises UserError where the disk says no.
         """
         out = self.default_folder if out is None else Path(out)
-        folders = write_all_predictions(self.inputs, self.predictions, out)
+        self._keep_temperatures()
+        folders = write_all_predictions(self.inputs, self.predictions, self.calibrated, out)
         if self.comparison is None:
             return next(iter(folders.values())) / "predictions.csv"
         return write_comparison(self.inputs, self.comparison, self.predictor, folders, out)
+
+    def _keep_temperatures(self) -> None:
+        for run in self.inputs.runs:
+            if run.name in self.scalings:
+                try:
+                    save_calibration(run.folder, self.inputs.config.checkpoint, self.scalings[run.name])
+                except UserError as error:  # a run that may only be read
+                    log.warning("the temperature is not kept: %s", error)
 
     @property
     def default_folder(self) -> Path:
@@ -100,6 +122,18 @@ class Evaluation:
         named = [run.name for run in self.inputs.runs if run.model.fusion == DEFAULT_BASELINE]
         return named[0] if named else DEFAULT_BASELINE
 
+    def _baselines(self) -> dict[str, NDArray[np.float64]]:
+        """What the baselines say of the labelled pairs; nothing where there is no train part to fit them on."""
+        inputs, train = self.inputs, self.inputs.train
+        if not train.pairs:
+            return {}
+        pairs, classes = [inputs.members[place] for place in inputs.scored.tolist()], len(inputs.label_names)
+        texts = [pair.text for pair in pairs]
+        return {
+            **baselines([pair.text for pair in train.pairs], train.labels, texts, classes),
+            **probes(self.predictor.frozen_features(), train, inputs.validation(inputs.runs[0]), pairs, classes),
+        }
+
     def _results(self) -> list[RunResult]:
         keep = self.inputs.scored
         found = self.predictions
@@ -111,6 +145,8 @@ class Evaluation:
                 probabilities=found[run.name].probabilities[keep],
                 without={name: of[keep] for name, of in found[run.name].without.items()},
                 parts={name: of[keep] for name, of in found[run.name].parts.items()},
+                calibrated=self.calibrated[run.name][keep] if run.name in self.scalings else None,
+                temperature=self.scalings[run.name].temperature if run.name in self.scalings else None,
                 validation=run.folder.validation(self.inputs.config.checkpoint),
                 parameters=run.folder.summary.get("trained_parameters"),
                 seconds=run.folder.summary.get("seconds_per_epoch"),
@@ -136,7 +172,8 @@ def evaluate(
 ) -> Evaluation:
     """Predict a part of the pairs with every run, and compare the runs where there are labels.
 
-    Nothing is written but the cached outputs of frozen text encoders, beside the features: see `Evaluation.save`.
+    Nothing is written but the cached outputs of frozen text encoders, beside the features: see `Evaluation.save`. With
+    `calibrate`, each run also predicts its validation part, and its temperature is fitted there.
 
     Args:
         runs: run folders, sweeps' folders, what `train` returned; or one of them.
@@ -161,4 +198,17 @@ def evaluate(
     for note in inputs.notes:
         log.warning(note)
     predictor = Predictor(inputs, arithmetic)
-    return Evaluation(inputs, {run.name: predicted for run, predicted in predictor.predictions()}, predictor)
+    predictions = {run.name: predicted for run, predicted in predictor.predictions()}
+    fitted = {run.name: _scaling(run, inputs, predictor) for run in inputs.runs} if config.calibrate else {}
+    return Evaluation(inputs, predictions, predictor, {name: by for name, by in fitted.items() if by is not None})
+
+
+def _scaling(run: Run, inputs: EvaluationInputs, predictor: Predictor) -> TemperatureScaling | None:
+    """A run's temperature: fitted on its validation part, or where the data has none of that, the saved one."""
+    labels = inputs.validation(run).labels
+    if len(labels):
+        return fit_temperature(labels, predictor.validation(run))
+    saved = load_calibration(run.folder, inputs.config.checkpoint)
+    if saved is None:
+        log.warning("%s: not calibrated: its validation part is not in this data, and it has no temperature", run.path)
+    return saved

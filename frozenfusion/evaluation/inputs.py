@@ -13,6 +13,7 @@ from frozenfusion.data.identity import require_same_images
 from frozenfusion.data.pairs import Pair, Pairs, require_pairs
 from frozenfusion.data.splits import Overlap, overlap_between
 from frozenfusion.evaluation.config import EvaluateConfig
+from frozenfusion.evaluation.probes import Labelled
 from frozenfusion.evaluation.runs import Run, find_runs
 from frozenfusion.evaluation.selection import labels_of, select_pairs
 from frozenfusion.store.command import extraction_command
@@ -45,7 +46,8 @@ class EvaluationInputs:
             self._check(run)
         self.selection = select_pairs(pairs, self.runs, config.split)
         self.labels: NDArray[np.int64] = labels_of(pairs, self.selection.ids, self.label_names)
-        self.members: list[Pair] = pairs.select(self.selection.ids)
+        self._validations: dict[tuple[str, ...], Labelled] = {}
+        self.members: Sequence[Pair] = pairs.select(self.selection.ids)
         if any(run.model.reads_image for run in self.runs):
             rows = store.require_rows(self.selection.ids, pairs.path)
             require_same_images(store, rows, self.members, pairs.path)
@@ -72,15 +74,27 @@ class EvaluationInputs:
         return np.flatnonzero(self.labels >= 0)
 
     @cached_property
-    def train(self) -> tuple[list[str], NDArray[np.int64]]:
-        """Texts and labels of the train part, as far as it is in this data; nothing for new data."""
-        if self.selection.name == "new":
-            return [], np.zeros(0, dtype=np.int64)
-        here = set(self.pairs.ids)
-        ids = [id for id in self.runs[0].folder.split.train if id in here]
-        labels = labels_of(self.pairs, ids, self.label_names)
-        texts = [pair.text for pair in self.pairs.select(ids)]
-        return [text for text, label in zip(texts, labels, strict=True) if label >= 0], labels[labels >= 0]
+    def train(self) -> Labelled:
+        """The labelled pairs of the train part, as far as it is in this data; none for new data."""
+        return self._labelled([] if self.selection.name == "new" else self.runs[0].folder.split.train)
+
+    def validation(self, run: Run) -> Labelled:
+        """The labelled pairs of a run's validation part, as far as it is in this data; none for new data."""
+        ids = tuple([] if self.selection.name == "new" else run.folder.split.val)
+        if ids not in self._validations:
+            self._validations[ids] = self._labelled(ids)
+        return self._validations[ids]
+
+    def _labelled(self, ids: Sequence[str]) -> Labelled:
+        here = [id for id in ids if id in self._ids]
+        labels = labels_of(self.pairs, here, self.label_names)
+        members = self.pairs.select(here)
+        keep = np.flatnonzero(labels >= 0)
+        return Labelled([members[place] for place in keep.tolist()], labels[keep])
+
+    @cached_property
+    def _ids(self) -> frozenset[str]:
+        return frozenset(self.pairs.ids)
 
     @cached_property
     def overlap(self) -> Overlap:
@@ -103,7 +117,9 @@ class EvaluationInputs:
             notes.append(f"{n - len(self.scored):,} of the {n:,} pairs have no label: predicted, not scored.")
         if self.config.without:
             notes.append(f"The {self.config.without} was withheld from the models.")
-        if len(self.scored) and not self.train[0]:
+        if self.config.calibrate and self.selection.name in ("val", "all"):
+            notes.append("Temperatures were fitted on pairs that are among these: calibrated ECE is optimistic.")
+        if len(self.scored) and not self.train.pairs:
             notes.append("No baselines: they are fitted on the run's train part, which is not in this data.")
         if any(self.overlap):
             notes.append(

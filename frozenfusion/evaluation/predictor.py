@@ -6,7 +6,8 @@ Shapes: n pairs, b of a batch, r image regions.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -15,7 +16,10 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from frozenfusion.data.identity import require_same_images
+from frozenfusion.data.pairs import Pair
 from frozenfusion.evaluation.inputs import EvaluationInputs
+from frozenfusion.evaluation.probes import Features
 from frozenfusion.evaluation.runs import Run
 from frozenfusion.model.classifier import PairClassifier, build_model
 from frozenfusion.model.dataset import PairDataset, stored_images
@@ -23,7 +27,7 @@ from frozenfusion.model.inference import Arithmetic, Predicted, all_questions, e
 from frozenfusion.model.run_folder import RunFolder
 from frozenfusion.model.saving import check_whole, load_weights
 from frozenfusion.store.reader import Rows
-from frozenfusion.text.cache import cached_texts, text_cache
+from frozenfusion.text.cache import CachedTexts, cached_texts, text_cache
 from frozenfusion.text.tokens import TokenizedTexts, load_tokenizer, tokenize
 from frozenfusion.utils.device import is_out_of_memory
 from frozenfusion.utils.errors import UserError
@@ -49,33 +53,69 @@ class Predictor:
         runs, withheld = self._inputs.runs, self._inputs.config.without
         with Progress(len(runs) * len(self._inputs.members), "pairs", "evaluation") as progress:
             for run in runs:
-                model, dataset = self._load(run)
-                questions = all_questions(model, withheld)
-                try:
-                    predicted = predict(model, dataset, self._arithmetic, questions=questions, progress=progress)
-                except (RuntimeError, MemoryError) as error:
-                    if not is_out_of_memory(error):
-                        raise
-                    raise UserError(
-                        f"{self._arithmetic.device} has too little memory for "
-                        f"`batch_size={self._arithmetic.batch_size}`: choose a smaller one"
-                    ) from error
-                if not np.isfinite(predicted.probabilities).all():
-                    told = "train again with a lower learning rate in another folder"
-                    raise UserError(f"{run.path}: its predictions are not numbers: {told}")
-                yield run, predicted
+                model, dataset = self._load(run, self._inputs.members)
+                yield run, self._predict(run, model, dataset, all_questions(model, withheld), progress)
+
+    def validation(self, run: Run) -> NDArray[np.float64]:
+        """Probabilities (n, c) of the run's labelled validation pairs. Raises UserError."""
+        members, inputs = self._inputs.validation(run).pairs, self._inputs
+        if run.model.reads_image:
+            rows = inputs.store.require_rows([pair.id for pair in members], inputs.pairs.path)
+            require_same_images(inputs.store, rows, members, inputs.pairs.path)
+        model, dataset = self._load(run, members)
+        return self._predict(run, model, dataset, {"all": None}).probabilities
+
+    def _predict(
+        self,
+        run: Run,
+        model: PairClassifier,
+        dataset: PairDataset,
+        questions: Mapping[str, str | None],
+        progress: Progress | None = None,
+    ) -> Predicted:
+        try:
+            predicted = predict(model, dataset, self._arithmetic, questions=questions, progress=progress)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"{self._arithmetic.device} has too little memory for "
+                f"`batch_size={self._arithmetic.batch_size}`: choose a smaller one"
+            ) from error
+        if not np.isfinite(predicted.probabilities).all():
+            told = "train again with a lower learning rate in another folder"
+            raise UserError(f"{run.path}: its predictions are not numbers: {told}")
+        return predicted
 
     def attention(self, run: Run, rows: Rows) -> NDArray[np.float32] | None:
         """How much a run looks at each image region of some pairs (b, r); None where its head has no such attention."""
-        model, dataset = self._load(run)
+        model, dataset = self._load(run, self._inputs.members)
         batch = dataset.batch(rows)
         with torch.inference_mode(), self._arithmetic.context():
             output = model.outputs(encoded(model, batch), batch.image, batch.present, attention=True)
         maps = output.parts.get("attention")
         return None if maps is None or maps.shape[1] < 2 else maps.float().cpu().numpy()
 
-    def _load(self, run: Run) -> tuple[PairClassifier, PairDataset]:
-        """The run's model, and the pairs as it reads them."""
+    def frozen_features(self) -> dict[str, Callable[[Sequence[Pair]], Features]]:
+        """What reads the features that the runs' frozen networks gave pairs, by modality; nothing is computed for it.
+
+        Texts are of the first run whose frozen encoder's outputs are cached. Reading raises UserError for pairs that
+        lack features.
+        """
+        readers: dict[str, Callable[[Sequence[Pair]], Features]] = {}
+        for run in self._inputs.runs:
+            shared = _frozen_encoder(run.folder)
+            for key, dataset in self._datasets.items():
+                if shared is not None and key[0] == shared and isinstance(dataset.texts, CachedTexts):
+                    readers.setdefault("text", partial(_pooled_texts, run, dataset.texts))
+        return {**readers, "image": self._stored_images}
+
+    def _stored_images(self, pairs: Sequence[Pair]) -> Features:
+        rows = stored_images(self._inputs.store, pairs, self._inputs.pairs.path, pooled=True)
+        return Features(rows[np.arange(len(pairs))].numpy(), rows.present)
+
+    def _load(self, run: Run, members: Sequence[Pair]) -> tuple[PairClassifier, PairDataset]:
+        """The run's model, and pairs as it reads them."""
         check_whole(run.folder)
         checkpoint, shared = self._inputs.config.checkpoint, _frozen_encoder(run.folder)
         if shared in self._encoders:
@@ -86,22 +126,22 @@ class Predictor:
             if shared is not None and model.text_encoder is not None:
                 self._encoders[shared] = model.text_encoder
         model.to(self._arithmetic.device)
-        return model, self._dataset(run) if shared is None else self._cached(run, model, shared)
+        return model, self._dataset(run, members) if shared is None else self._cached(run, members, model, shared)
 
-    def _dataset(self, run: Run) -> PairDataset:
+    def _dataset(self, run: Run, members: Sequence[Pair]) -> PairDataset:
         """The pairs with texts as the run's tokenizer cuts them."""
-        key = (run.model.max_length, _digest(run.folder.tokenizer))
+        key = (run.model.max_length, _digest(run.folder.tokenizer), id(members))  # lists that `inputs` keeps
         if key not in self._datasets:
             inputs, device = self._inputs, self._arithmetic.device
-            texts = [pair.text for pair in inputs.members]
+            texts = [pair.text for pair in members]
             tokens = tokenize(load_tokenizer(run.folder.tokenizer), texts, run.model.max_length)
-            images = stored_images(inputs.store, inputs.members, inputs.pairs.path, device=device)
-            self._datasets[key] = PairDataset(inputs.members, images, tokens, device=device)
+            images = stored_images(inputs.store, members, inputs.pairs.path, device=device)
+            self._datasets[key] = PairDataset(members, images, tokens, device=device)
         return self._datasets[key]
 
-    def _cached(self, run: Run, model: PairClassifier, encoder: str) -> PairDataset:
+    def _cached(self, run: Run, members: Sequence[Pair], model: PairClassifier, encoder: str) -> PairDataset:
         """The pairs with texts as the run's frozen encoder understands them; where they cannot be kept, as tokens."""
-        plain = self._dataset(run)
+        plain = self._dataset(run, members)
         key = (encoder, id(plain), model.head.needs_tokens, run.model.text_pool)
         if key not in self._datasets:
             try:
@@ -120,6 +160,14 @@ class Predictor:
                 log.warning("text features are not kept, each run reads the texts anew: %s", error)
                 self._datasets[key] = plain
         return self._datasets[key]
+
+
+def _pooled_texts(run: Run, cached: CachedTexts, pairs: Sequence[Pair]) -> Features:
+    tokens = tokenize(load_tokenizer(run.folder.tokenizer), [pair.text for pair in pairs], run.model.max_length)
+    rows = cached.pooled_of(tokens, [pair.id for pair in pairs])
+    if rows is None:
+        raise UserError(f"{run.path}: its frozen text encoder's outputs of the train part are not cached here")
+    return Features(rows[np.arange(len(pairs))].numpy(), np.array([bool(pair.text) for pair in pairs], dtype=bool))
 
 
 def _frozen_encoder(run: RunFolder) -> str | None:

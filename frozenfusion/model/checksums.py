@@ -13,7 +13,7 @@ from frozenfusion.utils.files import read_json, write_json, writing
 
 CHECKSUMS = "checksums.json"
 _COVERED = ("config.json", "split.json", "metrics.jsonl", "tokenizer", "text_encoder")
-_OWN = "crc32"  # in summary.json, which is written last of all, over its other entries
+_OWN = "crc32"  # in summary.json and calibration.json, which are written after the others, over their other entries
 
 
 def write_checksums(folder: Path) -> None:
@@ -50,11 +50,11 @@ def with_checksum(summary: Mapping[str, Any]) -> dict[str, Any]:
     return {**summary, _OWN: _of_entries(summary)}
 
 
-def without_checksum(summary: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """A summary as it was before it was written to `path`. Raises UserError if it has changed since."""
+def without_checksum(summary: Mapping[str, Any], path: Path, mend: str = "the same training command") -> dict[str, Any]:
+    """A summary as it was before it was written to `path`. Raises UserError, which says `mend`, if it has changed."""
     entries = dict(summary)
     if entries.pop(_OWN, None) not in (None, _of_entries(entries)):
-        raise UserError(f"{path}: not as it was written: remove it, and the same training command writes it again")
+        raise UserError(f"{path}: not as it was written: remove it, and {mend} writes it again")
     return entries
 
 

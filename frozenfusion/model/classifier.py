@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from frozenfusion.data.pairs import Pair
+from frozenfusion.model.calibration import HOW, load_calibration
 from frozenfusion.model.config import DEFAULT_WIDTH, ModelConfig
 from frozenfusion.model.inference import predict_proba
 from frozenfusion.model.network import PairNetwork
@@ -56,6 +57,7 @@ class PairClassifier(PairNetwork):
         model = build_model(config, encoder, seed=0, tokenizer=tokenizer)
         load_weights(model, run.weights(checkpoint))
         model.image_weights = image_weights
+        model.calibration = load_calibration(run, checkpoint)
         model.split = run.split if run.file("split.json").is_file() else None
         return model.eval()
 
@@ -85,6 +87,7 @@ class PairClassifier(PairNetwork):
         images: Sequence[AnyImage | None] | None = None,
         batch_size: int = 64,
         precision: str = "float32",
+        calibrated: bool = False,
     ) -> NDArray[np.float64]:
         """The probability of each class (columns as `config.label_names`) for each pair, (n, c).
 
@@ -98,16 +101,21 @@ class PairClassifier(PairNetwork):
                 model was trained with.
             batch_size: pairs at a time.
             precision: float32, bf16, or auto, which is bf16 where the hardware computes in it.
+            calibrated: at the temperature that `evaluate.py --calibrate` fitted and saved with the run; the likeliest
+                class stays. Without it, probabilities are the same before and after such a fit.
 
         Raises:
             UserError: pairs whose features are not in the file, features of another network, weights of the image
-                network that cannot be had.
+                network that cannot be had, `calibrated` without a temperature.
             ValueError: neither pairs nor texts nor images, lists of different lengths, features without pairs, what is
                 no image.
         """
-        return predict_proba(
+        if calibrated and self.calibration is None:
+            raise UserError(f"the model has no temperature, so `calibrated` cannot be: fit one with {HOW}")
+        found = predict_proba(
             self, pairs, features, texts=texts, images=images, batch_size=batch_size, precision=precision
         )
+        return self.calibration.scaled(found) if calibrated and self.calibration else found
 
 
 def build_model(

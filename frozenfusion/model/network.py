@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from frozenfusion.data.splits import Split
 from frozenfusion.fusion.base import HeadInputs, HeadOutput
 from frozenfusion.fusion.registry import build_head
+from frozenfusion.model.calibration import TemperatureScaling
 from frozenfusion.model.config import ModelConfig
 from frozenfusion.model.images import AttentionPool, Standardise
 from frozenfusion.text.encoder import TextFeatures, encode, pooler_parameters
@@ -49,6 +50,7 @@ class PairNetwork(nn.Module):
         self.tokenizer = tokenizer
         self.image_weights: str | None = None  # another place for the image network's weights: see from_pretrained
         self.image_backbone: Backbone | None = None  # that network, once it was needed
+        self.calibration: TemperatureScaling | None = None  # for probabilities, where one was fitted
         self.split: Split | None = None  # which pairs it was trained on, where that is known
         self.text_encoder = text_encoder if config.reads_text else None
         self.text_projection = (

@@ -84,6 +84,7 @@ _FILES = {
     "learning_rate.png": "its curve",
     "curves.png": "loss and accuracy",
     "checksums.json": "CRC-32 of config.json, split.json, metrics.jsonl, and of the files of the two folders",
+    "calibration.json": "the temperature of the parameters' probabilities, where one was fitted",
     "summary.json": "what came out, written last of all: without it a run is not finished",
 }
 
@@ -131,6 +132,11 @@ class RunFolder:
     def summary_file(self) -> Path:
         """What came out, written last of all: without it a run is not finished."""
         return self.file("summary.json")
+
+    @property
+    def calibration_file(self) -> Path:
+        """The temperature of the parameters' probabilities, where one was fitted."""
+        return self.file("calibration.json")
 
     def weights(self, checkpoint: str) -> Path:
         """Parameters of the "best" epoch or of the "last", once the run is finished."""
@@ -256,7 +262,8 @@ class RunFolder:
     def lost_files(self, model: ModelConfig) -> list[Path]:
         """What a finished run of such a model has, and this one has no longer; pictures are not missed."""
         files = [self.file(name) for name in _FILES if name.endswith((".json", ".jsonl", ".safetensors"))]
-        files.remove(self.file(CHECKSUMS))  # which runs of version 0.1 never had
+        for unneeded in (self.file(CHECKSUMS), self.calibration_file):  # runs of version 0.1 never had them
+            files.remove(unneeded)
         return list(dict.fromkeys([*self.lost_parts(model), *(file for file in files if not file.is_file())]))
 
     def check_free(self) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from frozenfusion.model.calibration import save_calibration
 from frozenfusion.model.checksums import CHECKSUMS, check_files, write_checksums
 from frozenfusion.model.config import DEFAULT_WIDTH, ModelConfig
 from frozenfusion.model.network import PairNetwork, count_parameters
@@ -23,7 +24,14 @@ from frozenfusion.utils.files import link_or_copy, parse_json, write_atomically,
 from frozenfusion.utils.messages import one_line
 from frozenfusion.utils.tensors import fill, is_whole, read_metadata, read_tensors, weights_sha256, write_tensors
 
-HUB_FILES = ["config.json", "split.json", CHECKSUMS, "tokenizer/*", "text_encoder/*"]  # and the weights
+HUB_FILES = [
+    "config.json",
+    "split.json",
+    "calibration.json",
+    CHECKSUMS,
+    "tokenizer/*",
+    "text_encoder/*",
+]  # and the weights
 SMALL = 2**24  # parameters that any machine has room for
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -41,6 +49,8 @@ def save_model(model: PairNetwork, folder: Path, **about: Any) -> None:
     save_weights(model, run.weights("best"))
     if model.split is not None:
         model.split.save(run.file("split.json"))
+    if model.calibration is not None:
+        save_calibration(run, "best", model.calibration)
     write_checksums(run.path)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from frozenfusion.model.calibration import load_calibration
 from frozenfusion.model.checksums import check_files
-from frozenfusion.model.run_folder import RunFolder
+from frozenfusion.model.run_folder import CHECKPOINTS, RunFolder
 from frozenfusion.model.saving import check_whole
 from frozenfusion.utils.tensors import read_tensors
 
@@ -24,6 +25,8 @@ def verify_run(run: RunFolder) -> str:
     for path in parameters:
         read_tensors(path)
     _ = run.split, run.history, run.summary
+    for checkpoint in CHECKPOINTS:
+        load_calibration(run, checkpoint)
     told = f"{run.path}: parameters in {len(parameters):,} files and {small:,} other files are as they were written"
     return told if small else f"{told} (no checksums: not finished, or made by version 0.1)"
 

@@ -40,6 +40,11 @@ class FeatureRows:
         return self._held.index_select(0, torch.from_numpy(places).to(self._device))
 
     @property
+    def store(self) -> FeatureStore:
+        """The store whose rows these are."""
+        return self._store
+
+    @property
     def _shape(self) -> tuple[int, ...]:
         return self._store.shape[-1:] if self._pooled else self._store.shape
 

@@ -48,6 +48,14 @@ class CachedTexts:
         """The same texts without token features."""
         return CachedTexts(self._pooled, None, self.lengths)
 
+    def pooled_of(self, texts: TokenizedTexts, ids: Sequence[str]) -> FeatureRows | None:
+        """Pooled features of other texts, called `ids`, where the store has them all; none is computed."""
+        store = self._pooled.store
+        rows = store.rows(ids)
+        if not ((rows >= 0).all() and _fresh(store, rows, _digests(texts)).all()):
+            return None
+        return FeatureRows(store, rows)
+
     def batch(self, rows: Rows) -> TextFeatures:
         """Features of some texts: pooled (b, d), and tokens (b, l, d) with their mask where they are cached."""
         pooled = self._pooled[rows]

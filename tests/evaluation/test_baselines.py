@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
 from frozenfusion.data.pairs import load_pairs
-from frozenfusion.evaluation.baselines import MAJORITY, TFIDF, baselines
+from frozenfusion.evaluation.baselines import MAJORITY, TFIDF, TOKEN, baselines
 
 TEXTS = ["good fine day", "good fine fun", "bad sad day", "bad sad rain", "good fine sun"]
 LABELS = np.array([0, 0, 2, 2, 0])
@@ -42,3 +44,11 @@ def test_tfidf_reads_real_tweets(mvsa_sample):
     found = baselines([pairs[i].text for i in train], pairs.labels[train], [pairs[i].text for i in test], 3)[TFIDF]
     assert found.shape == (len(test), 3)
     assert len(set(found.argmax(1).tolist())) > 1
+
+
+def test_tfidf_reads_chinese_by_the_character_and_english_by_the_word():
+    texts = ["今天天气好", "天气很好 happy", "今天下雨不好", "又下雨了 sad"]
+    found = baselines(texts, np.array([0, 0, 1, 1]), ["天气", "下雨"], 2)[TFIDF]
+    assert found.argmax(1).tolist() == [0, 1]
+    words = re.findall(TOKEN, "I'm so happy, 天气好 ok2 a ラメン")
+    assert words == ["so", "happy", "天", "气", "好", "ok2", "ラ", "メ", "ン"]

@@ -132,7 +132,11 @@ def test_metrics_of_a_run_are_those_of_its_predictions(world: Path, tmp_path: Pa
     assert values["classes"]["neutral"]["recall"] == pytest.approx(float(expected.recall[1]))
     low, high = values["accuracy_interval"]
     assert low <= values["accuracy"] <= high
-    assert set(values["baselines"]) == {"majority class", "TF-IDF + logistic regression"}
+    assert set(values["baselines"]) == {
+        "majority class",
+        "TF-IDF + logistic regression",
+        "image features + logistic regression",
+    }
     assert values["split"] == "test"
     assert (values["pairs"], values["labelled"]) == (len(lines), len(lines))
     assert (tmp_path / "confusion.png").read_bytes().startswith(b"\x89PNG")
@@ -156,7 +160,10 @@ def test_several_runs_are_compared_in_files_for_people_and_for_programs(world: P
             "confusion.png",
         }
     lines = {line["name"]: line for line in predictions(tmp_path / "comparison.csv")}
-    assert set(lines) == {"image", "concat", "text", "majority class", "TF-IDF + logistic regression"}
+    assert set(lines) == {
+        *("image", "concat", "text", "majority class", "TF-IDF + logistic regression"),
+        "image features + logistic regression",
+    }
     assert lines["concat"]["seeds"] == "2"
     assert float(lines["image"]["p_mcnemar"]) <= 1
     assert lines["concat"]["p_mcnemar"] == ""

@@ -163,7 +163,8 @@ def test_a_single_head_without_history_or_validation_has_a_page_too():
     read = Reader(html)
     assert not read.open
     assert "Training" not in read.text
-    assert "Paired tests" not in read.text
+    assert "Does fusion pay?" not in read.text
+    assert "Does it beat the baselines?" in read.text
 
 
 def test_a_page_of_many_heads_seeds_and_classes_stays_of_sane_size(pairs: list[Pair]):

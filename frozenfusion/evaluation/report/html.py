@@ -58,8 +58,10 @@ def _environment() -> jinja2.Environment:
     environment.filters["part_name"] = tables.part_name
     environment.globals.update(
         attention_chart=attention_chart,
+        calibration_error=tables.calibration_error,
         differs=tables.differs,
         reliability_chart=reliability_chart,
+        temperatures=tables.temperatures,
         test_reach=_reach,
         tick_label=lambda tick: f"{100 * tick:+.3g}".replace("-", "−") if tick else "0",
         test_ticks=lambda reach: ticks(-reach, reach),

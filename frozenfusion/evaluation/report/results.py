@@ -30,12 +30,19 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
-def write_all_predictions(inputs: EvaluationInputs, found: Mapping[str, Predicted], out: Path) -> dict[str, Path]:
-    """Write what each run predicts into its folder in `out`, or into `out` if it is alone; returns the folders."""
+def write_all_predictions(
+    inputs: EvaluationInputs, found: Mapping[str, Predicted], calibrated: Mapping[str, Floats], out: Path
+) -> dict[str, Path]:
+    """Write what each run predicts into its folder in `out`, or into `out` if it is alone; returns the folders.
+
+    Probabilities are the `calibrated` ones of the runs that have them; predictions are of those as they are.
+    """
     folders = {name: out / name if len(found) > 1 else out for name in found}
     for name, predicted in found.items():
         path = folders[name] / "predictions.csv"
-        write_predictions(path, inputs.selection.ids, inputs.labels, inputs.label_names, predicted.probabilities)
+        ids, decided = inputs.selection.ids, predicted.probabilities.argmax(1)
+        shares = calibrated.get(name, predicted.probabilities)
+        write_predictions(path, ids, inputs.labels, inputs.label_names, decided, shares)
         if inputs.selection.name == "unlabelled" and inputs.pairs.layout == "course":
             write_course_tags(folders[name], inputs.pairs.path, inputs.selection.ids, inputs.label_names, predicted)
     return folders
@@ -82,13 +89,13 @@ def _about(inputs: EvaluationInputs) -> dict[str, object]:
 
 
 def write_predictions(
-    path: Path, ids: Sequence[str], labels: Ints, label_names: Sequence[str], probabilities: Floats
+    path: Path, ids: Sequence[str], labels: Ints, label_names: Sequence[str], decided: Ints, probabilities: Floats
 ) -> None:
     """Write a line per pair, in the order given: id, label (empty without one), prediction, probability per class."""
     lines: list[list[object]] = [["id", "label", "prediction", *(f"p_{name}" for name in label_names)]]
-    for id, label, row in zip(ids, labels.tolist(), probabilities, strict=True):
+    for id, label, place, row in zip(ids, labels.tolist(), decided.tolist(), probabilities, strict=True):
         told = label_names[label] if label >= 0 else None
-        lines.append([id, told, label_names[int(row.argmax())], *(f"{share:.6f}" for share in row)])
+        lines.append([id, told, label_names[place], *(f"{share:.6f}" for share in row)])
     write_atomically(path, to_csv(lines))
 
 
@@ -111,6 +118,8 @@ def write_metrics(
             **_scores(labels, run.probabilities, len(names)),
             **intervals,
             "ece": metrics.calibration(labels, run.probabilities).ece,
+            "temperature": run.temperature,
+            "ece_calibrated": None if run.calibrated is None else metrics.calibration(labels, run.calibrated).ece,
             "classes": _by_class(confusion, names),
             "confusion": confusion.tolist(),
             "without": {name: _scores(labels, of, len(names)) for name, of in run.without.items()},

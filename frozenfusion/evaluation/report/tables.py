@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from frozenfusion.evaluation.comparison import FIGURES, Comparison, Estimate, HeadResult, PairedTest
 from frozenfusion.utils.messages import printable
 from frozenfusion.utils.tables import Cells, as_markdown, as_text, escape_markdown, to_csv
@@ -47,12 +50,26 @@ def seconds(value: float | None) -> str:
 
 def score_table(comparison: Comparison) -> Cells:
     """The comparison's rows: scores, and what they cost."""
-    header = ["", "accuracy %", "macro F1 %", "weighted F1 %", "validation %", "parameters", "s/epoch"]
-    return [header, *(_score_cells(row) for row in comparison.rows)]
+    labels = comparison.labels
+    header = ["", "accuracy %", "macro F1 %", "weighted F1 %", "ECE %", "validation %", "parameters", "s/epoch"]
+    return [header, *(_score_cells(row, labels) for row in comparison.rows)]
 
 
-def _score_cells(row: HeadResult) -> list[str]:
-    figures = [score(row.figures[name]) for name in FIGURES]
+def calibration_error(row: HeadResult, labels: NDArray[np.int64]) -> str:
+    """The expected calibration error as a percentage, and after calibration where there is one: 18.2 → 3.1."""
+    calibrated = row.calibrated(labels)
+    after = "" if calibrated is None else f" → {percent(calibrated.ece)}"
+    return f"{percent(row.calibration(labels).ece)}{after}"
+
+
+def temperatures(row: HeadResult) -> str:
+    """The temperatures of a head's runs: 1.83, or 1.71–1.90 over seeds."""
+    low, high = f"{min(row.temperatures):.2f}", f"{max(row.temperatures):.2f}"
+    return low if low == high else f"{low}–{high}"
+
+
+def _score_cells(row: HeadResult, labels: NDArray[np.int64]) -> list[str]:
+    figures = [*(score(row.figures[name]) for name in FIGURES), calibration_error(row, labels)]
     if not row.runs:
         return [row.name, *figures, "", "", ""]
     name = row.name if len(row.runs) == 1 else f"{row.name}, {len(row.runs)} seeds"
@@ -137,6 +154,12 @@ def _findings(comparison: Comparison) -> list[str]:
             for test in comparison.fusion_tests
         )
         said.append(f"Fusion by {comparison.chosen}: {gains}.")
+    if comparison.baseline_tests:
+        gains = ", ".join(
+            f"{points(test.accuracy.mean)} over {test.other}{'' if differs(test) else ' (within chance)'}"
+            for test in comparison.baseline_tests
+        )
+        said.append(f"Points of {comparison.baseline_tests[0].head} over the baselines: {gains}.")
     return said
 
 
@@ -168,7 +191,8 @@ def comparison_text(comparison: Comparison, part: str) -> str:
 
 
 def _families(comparison: Comparison) -> list[Sequence[PairedTest]]:
-    return [tests for tests in (comparison.tests, comparison.fusion_tests) if tests]
+    found = comparison.tests, comparison.fusion_tests, comparison.baseline_tests
+    return [tests for tests in found if tests]
 
 
 def comparison_markdown(comparison: Comparison, title: str, part: str, notes: Sequence[str]) -> str:
@@ -180,6 +204,7 @@ def comparison_markdown(comparison: Comparison, title: str, part: str, notes: Se
     for name, tests in (
         (f"Against {comparison.reference}", comparison.tests),
         ("Against each modality alone", comparison.fusion_tests),
+        ("Against the baselines", comparison.baseline_tests),
     ):
         if tests:
             blocks += [f"## {escape_markdown(name)}", _corrected(tests), as_markdown(test_table(tests))]
@@ -199,15 +224,17 @@ def comparison_csv(comparison: Comparison) -> str:
     tests = {test.head: test for test in comparison.tests}
     figures = [f"{name}{part}" for name in FIGURES for part in ("", "_sd", "_low", "_high")]
     compared = ["difference", "difference_low", "difference_high", "p_mcnemar", "p_bootstrap"]
-    header = ["name", "head", "seeds", *figures, "reference", *compared, "validation_accuracy", "ece", "parameters"]
-    lines: list[list[object]] = [[*header, "seconds_per_epoch", "chosen"]]
+    header = ["name", "head", "seeds", *figures, "reference", *compared, "validation_accuracy", "ece", "ece_calibrated"]
+    lines: list[list[object]] = [[*header, "temperature", "parameters", "seconds_per_epoch", "chosen"]]
     for row in comparison.rows:
         cells: list[object] = [row.name, row.head, len(row.runs)]
         for name in FIGURES:
             figure = row.figures[name]
             cells += [figure.mean, figure.sd, figure.low, figure.high]
         cells += [comparison.reference if row.name in tests else None, *_test_numbers(tests.get(row.name))]
-        cells += [row.validation, row.calibration(comparison.labels).ece, row.parameters, row.seconds]
+        calibrated = row.calibrated(comparison.labels)
+        cells += [row.validation, row.calibration(comparison.labels).ece, calibrated.ece if calibrated else None]
+        cells += [float(np.mean(row.temperatures)) if calibrated else None, row.parameters, row.seconds]
         lines.append([*cells, int(row.name == comparison.chosen)])
     return to_csv(lines)
 
