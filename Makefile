@@ -44,7 +44,7 @@ demo-real: data-named .venv/installed-real
 	@echo "Look at $(REAL)/runs/heads/comparison/report.html"
 
 data-named:
-	@test -n "$(DATA)" || { echo "error: name the folder or manifest of your pairs, as in: make demo-real DATA=MVSA_Single (make demo draws its own)"; exit 1; }
+	@test -n "$(DATA)" || { echo "error: name the folder or manifest of your pairs, as in: make demo-real DATA=MVSA_Single (make demo draws its own)" >&2; exit 1; }
 
 test: .venv/installed-dev
 	.venv/bin/ruff check .

@@ -253,6 +253,7 @@ def test_the_real_network_of_the_docs_is_one_by_its_file_alone(work: Path, here)
         status, _, err = here("extract_features.py", "posts", *words, "--image-size", "64", "--runtime", "eager")
     finally:
         BACKBONES.remove("efficientnet-lite0")
+        sys.modules.pop("lite0", None)
     assert status == 0, err
     store = ff.FeatureStore(work / "cache" / "posts-lite0.h5")
     assert store.fingerprint["normalisation"] == "mean 0.498 0.498 0.498, std 0.502 0.502 0.502"
