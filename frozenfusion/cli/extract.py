@@ -15,6 +15,7 @@ from frozenfusion.cli.groups import Groups
 from frozenfusion.cli.parsing import COMMON, RESUMED, DataOptions, run
 from frozenfusion.data.manifests import READERS
 from frozenfusion.extraction.config import ExtractConfig
+from frozenfusion.store.command import ARRAYS
 from frozenfusion.utils.errors import UsageError
 
 
@@ -23,7 +24,7 @@ class ExtractOptions(DataOptions, ExtractConfig):
     """Stage one: run the frozen image network once and store one feature row per image."""
 
     groups: ClassVar[Groups] = {
-        "files": ("cache", "max_pixels", "image_seconds", "jpeg_draft", "no_follow_links"),
+        "files": ("cache", "from_arrays", "max_pixels", "image_seconds", "jpeg_draft", "no_follow_links"),
         "network": ("backbone", "weights", "pool", "image_size", "precision", "dtype"),
         "speed": ("device", "runtime", "batch_size", "workers"),
         "resuming": ("resume", "update", "rebuild", "retry_failed", "strict"),
@@ -92,7 +93,11 @@ def _extract(options: ExtractOptions) -> str:
 
     pairs = load_pairs(options.data, follow_links=not options.no_follow_links)
     log.info(pairs.summary())
-    return str(update_features(pairs, options.cache or cache_to_make(options.data, options.backbone), options))
+    return str(update_features(pairs, options.cache or cache_to_make(options.data, _made_by(options)), options))
+
+
+def _made_by(options: ExtractOptions) -> str:
+    return options.backbone if options.from_arrays is None else ARRAYS
 
 
 def _file_and_data(options: ExtractOptions) -> tuple[Path, Path | None]:

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from frozenfusion.data.images import MAX_FILE_BYTES, file_digest
 from frozenfusion.data.pairs import Pair
-from frozenfusion.store.command import default_cache, extraction_command
+from frozenfusion.store.command import ARRAYS, default_cache, extraction_command
 from frozenfusion.store.reader import FeatureStore, Rows
-from frozenfusion.store.status import OK
+from frozenfusion.store.status import DIGEST_BYTES, OK
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import TooLargeError, read_regular_file
 from frozenfusion.utils.messages import first_few
@@ -85,6 +85,12 @@ def compare_files(store: FeatureStore, rows: Rows, paths: Sequence[Path], *, eve
     return Comparison(len(there) - unreadable, changed, same, stats)
 
 
+def identity_of(path: Path) -> tuple[bytes, Stat]:
+    """What a row remembers of an image file: digest, size and mtime; zeros where it is not there or cannot be read."""
+    found = file_stat(path)
+    return (_digest(path) if found != NO_FILE else None) or bytes(DIGEST_BYTES), found
+
+
 def require_same_images(store: FeatureStore, rows: Rows, pairs: Sequence[Pair], data: str | os.PathLike[str]) -> None:
     """Raise UserError, with the command for `data`, where rows (k,) are of other images than those of the pairs.
 
@@ -110,6 +116,11 @@ def require_same_images(store: FeatureStore, rows: Rows, pairs: Sequence[Pair], 
 def how_to_mend(found: Comparison, store: FeatureStore, data: str | os.PathLike[str]) -> str:
     """What to do about a feature file whose rows are of other images than `data` has: commands that help."""
     own = default_cache(data, str(store.fingerprint.get("backbone", "")))
+    if store.fingerprint.get("backbone") == ARRAYS:
+        return (
+            f"if the features are of the images that are there now, {store.command(data, '--update')} says so; "
+            "if not, make a feature file from a file of theirs"
+        )
     replaced = f"{store.command(data, '--update')} computes them again"
     if not found.looks_foreign or own.absolute() == store.path.absolute():
         return replaced

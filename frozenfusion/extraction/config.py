@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +12,7 @@ from frozenfusion.vision.registry import check_backbone
 
 PILLOW_PIXELS = 178_956_970  # pictures with more are refused by Pillow itself
 DAY = 86_400
+_WITH_ARRAYS = ("from_arrays", "dtype", "resume", "update", "rebuild", "strict")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +70,14 @@ class ExtractConfig:
     retry_failed: bool = False
     """try the images again that could not be read"""
 
+    from_arrays: str | None = None
+    """take features that another program computed: .npz, .npy, .parquet, or clip-retrieval's folder (docs/data.md)"""
+
     strict: bool = False
     """fail if any image cannot be used"""
 
     def __post_init__(self) -> None:
-        tidy(self, "weights")
+        tidy(self, "weights", *(["from_arrays"] if self.from_arrays is not None else []))
         check_backbone(self.backbone)
         for name in ("pool", "precision", "dtype", "runtime", "resume"):
             one_of(self, name)
@@ -86,9 +91,17 @@ class ExtractConfig:
             whole("batch_size", self.batch_size, 1)
         if self.workers is not None:
             whole("workers", self.workers, 1)
+        if self.from_arrays is not None:
+            self._refuse_beside_arrays()
         if self.rebuild and self.update:
             raise UsageError("`rebuild=True` computes every image again, `update=True` those that changed: give one")
         if self.rebuild and self.resume == "never":
             raise UsageError(
                 "`rebuild=True` replaces a feature file and `resume=never` forbids it: give one of the two"
             )
+
+    def _refuse_beside_arrays(self) -> None:
+        """Nothing is computed then: what only says how is a mistake."""
+        for field in dataclasses.fields(ExtractConfig):
+            if field.name not in _WITH_ARRAYS and getattr(self, field.name) != field.default:
+                raise UsageError(f"`from_arrays` takes features that are there already: leave out `{field.name}`")

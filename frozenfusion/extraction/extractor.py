@@ -13,6 +13,7 @@ import numpy as np
 from frozenfusion.data.identity import compare_files, file_stat, how_to_mend
 from frozenfusion.data.pairs import Pairs, require_pairs
 from frozenfusion.extraction import bad_images
+from frozenfusion.extraction.arrays import FeatureArrays, import_rows, reset_replaced
 from frozenfusion.extraction.config import ExtractConfig
 from frozenfusion.extraction.loop import ExtractionLoop, Task, Timing
 from frozenfusion.store.reader import FeatureStore, Rows
@@ -34,11 +35,14 @@ class ExtractSummary:
     cache: Path
     counts: dict[str, int]
     timing: Timing = field(default_factory=Timing)
+    imported: int | None = None  # rows that were taken from arrays, where there are any
     bad_list: Path | None = None
 
     def __str__(self) -> str:
         if self.timing.images:
             done = str(self.timing)
+        elif self.imported is not None:
+            done = f"{self.imported:,} rows taken from the arrays"
         elif self.bad_list is None:
             done = "nothing to compute: every image is in the cache already"
         else:
@@ -56,6 +60,7 @@ def extract(
     *,
     backbone: str | None = None,
     weights: str | None = None,
+    from_arrays: str | os.PathLike[str] | None = None,
     config: ExtractConfig | None = None,
 ) -> FeatureStore:
     """The features of the pairs' images, in the feature file `cache`; what is there already is not computed again.
@@ -65,7 +70,7 @@ def extract(
     Args:
         pairs: what `load_pairs` returned.
         cache: the feature file to make, to resume, or to bring up to date.
-        backbone, weights: as in the config, in place of what it says.
+        backbone, weights, from_arrays: as in the config, in place of what it says.
         config: everything else.
 
     Raises:
@@ -76,6 +81,7 @@ def extract(
         config,
         backbone=config.backbone if backbone is None else backbone,
         weights=config.weights if weights is None else weights,
+        from_arrays=config.from_arrays if from_arrays is None else os.fspath(from_arrays),
     )
     return FeatureStore(update_features(pairs, cache, config).cache)
 
@@ -85,7 +91,48 @@ def update_features(pairs: Pairs, cache: str | os.PathLike[str], config: Extract
     require_pairs(pairs)
     cache = Path(cache)
     choose_device(config.device)  # a wrong one is told before anything is written
-    backbone = build_backbone(
+    source = _source(pairs, config)
+    with _open_store(pairs, cache, config, source) as writer:
+        reasons = bad_images.read_list(cache)
+        if isinstance(source, FeatureArrays):
+            reset_replaced(writer, pairs, source, update=config.update)
+        else:
+            _reset_stale(writer, pairs, config, reasons)
+        writer.grow(pairs.ids)
+        rows = writer.store.rows(pairs.ids)
+        pending = np.flatnonzero(writer.store.status[rows] == PENDING)
+        timing, imported = Timing(), None
+        try:
+            if isinstance(source, FeatureArrays):
+                imported = import_rows(writer, pairs, pending, source, reasons)
+            elif len(pending):
+                tasks = [Task(int(rows[place]), pairs[place].image) for place in pending.tolist()]
+                timing = ExtractionLoop(writer, source, config, reasons).run(tasks)
+            if config.rebuild:
+                writer.publish()
+        finally:
+            files = {name: pair.image.as_posix() for name, pair in zip(pairs.ids, pairs, strict=True)}
+            bad_list = bad_images.write_list(cache, writer.store, files, reasons)
+        statuses = np.bincount(writer.store.status[rows], minlength=len(STATUS_NAMES))
+    counts = {name: int(statuses[status]) for status, name in STATUS_NAMES.items()}
+    summary = ExtractSummary(pairs, cache, counts, timing, imported, bad_list)
+    if config.strict and counts["ok"] < len(pairs):
+        log.info(str(summary))
+        mend = "mend them and run again with `retry_failed=True`" if imported is None else "give features of them"
+        raise UserError(
+            f"{cache}: {len(pairs) - counts['ok']:,} of {len(pairs):,} images cannot be used, as {bad_list} lists: "
+            f"{mend}, or leave out `strict=True`"
+        )
+    return summary
+
+
+def _source(pairs: Pairs, config: ExtractConfig) -> Backbone | FeatureArrays:
+    """Where the features come from."""
+    if config.from_arrays is not None:
+        arrays = FeatureArrays(config.from_arrays, config.dtype)
+        arrays.require_rows(pairs)
+        return arrays
+    return build_backbone(
         config.backbone,
         config.weights,
         pool=config.pool,
@@ -94,45 +141,22 @@ def update_features(pairs: Pairs, cache: str | os.PathLike[str], config: Extract
         dtype=config.dtype,
         jpeg_draft=config.jpeg_draft,
     )
-    with _open_store(pairs, cache, config, backbone) as writer:
-        reasons = bad_images.read_list(cache)
-        _reset_stale(writer, pairs, config, reasons)
-        writer.grow(pairs.ids)
-        rows = writer.store.rows(pairs.ids)
-        pending = np.flatnonzero(writer.store.status[rows] == PENDING).tolist()
-        tasks = [Task(int(rows[place]), pairs[place].image) for place in pending]
-        timing = Timing()
-        try:
-            if tasks:
-                timing = ExtractionLoop(writer, backbone, config, reasons).run(tasks)
-            if config.rebuild:
-                writer.publish()
-        finally:
-            files = {name: pair.image.as_posix() for name, pair in zip(pairs.ids, pairs, strict=True)}
-            bad_list = bad_images.write_list(cache, writer.store, files, reasons)
-        statuses = np.bincount(writer.store.status[rows], minlength=len(STATUS_NAMES))
-    counts = {name: int(statuses[status]) for status, name in STATUS_NAMES.items()}
-    summary = ExtractSummary(pairs, cache, counts, timing, bad_list)
-    if config.strict and counts["ok"] < len(pairs):
-        log.info(str(summary))
-        raise UserError(
-            f"{cache}: {len(pairs) - counts['ok']:,} of {len(pairs):,} images cannot be used, as {bad_list} lists: "
-            "mend them and run again with `retry_failed=True`, or leave out `strict=True`"
-        )
-    return summary
 
 
-def _open_store(pairs: Pairs, path: Path, config: ExtractConfig, backbone: Backbone) -> StoreWriter:
+def _open_store(pairs: Pairs, path: Path, config: ExtractConfig, source: Backbone | FeatureArrays) -> StoreWriter:
     there = os.path.lexists(path)
     if there and config.resume == "never":
         raise UserError(f"{path}: is there already, and `resume=never` does not touch it: choose another `cache`")
     if not there and config.resume == "always":
         raise UserError(f"{path}: there is nothing to resume: check `cache`, or leave out `resume=always`")
     if there and not config.rebuild:
-        return StoreWriter.open(path, backbone.fingerprint)
+        return StoreWriter.open(path, source.fingerprint)
     make = StoreWriter.rebuild if config.rebuild else StoreWriter.create
-    about = {"weights": config.weights.encode(errors="backslashreplace").decode(), **_versions()}
-    return make(path, pairs.ids, backbone.feature_shape, config.dtype, backbone.fingerprint, about)
+    origin = config.weights if config.from_arrays is None else config.from_arrays
+    about = {"weights": origin.encode(errors="backslashreplace").decode()}
+    if config.from_arrays is None:
+        about |= _versions()
+    return make(path, pairs.ids, source.feature_shape, config.dtype, source.fingerprint, about)
 
 
 def _versions() -> dict[str, str]:

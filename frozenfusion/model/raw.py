@@ -20,6 +20,7 @@ from torch import Tensor
 from frozenfusion.data.colours import square
 from frozenfusion.data.decoding import Decoder, no_memory
 from frozenfusion.data.images import BadImage, quiet_pillow, read_image_file
+from frozenfusion.store.command import ARRAYS
 from frozenfusion.store.reader import Rows
 from frozenfusion.store.status import UNREADABLE
 from frozenfusion.utils.errors import UserError
@@ -78,6 +79,11 @@ class NoImages:
 
 def backbone_of(fingerprint: Mapping[str, Any], weights: str) -> Backbone:
     """The network that made features of a fingerprint, with `weights` from there. Raises UserError."""
+    if fingerprint.get("backbone") == ARRAYS:
+        raise UserError(
+            f"the model was trained on image features of {weights}, which another program computed: they cannot be "
+            "computed for other images: give `features`, made from such a file"
+        )
     try:
         name, drafted = fingerprint["backbone"], str(fingerprint["resampling"]).endswith(JPEG_DRAFT)
         given = {"precision": fingerprint["precision"], "dtype": fingerprint["dtype"], "jpeg_draft": drafted}

@@ -10,6 +10,7 @@ from pathlib import Path
 from frozenfusion.utils.messages import printable
 
 FOLDER = Path("cache")
+ARRAYS = "arrays"  # the backbone of features that another program computed
 DRAFT = "jpeg draft"  # in what a fingerprint says of resampling
 
 # Options of stage one that a fingerprint tells: its part, and what needs no flag.
@@ -31,11 +32,14 @@ def extraction_command(
 ) -> str:
     """The command by which stage one puts features of such a fingerprint, by such weights, into a feature file."""
     words = [Path(data).as_posix(), "--cache", Path(cache).as_posix()]
+    from_arrays = fingerprint.get("backbone") == ARRAYS
     for option, (part, default) in _OPTIONS.items():
+        if option == "backbone" and from_arrays:
+            continue
         if fingerprint.get(part, default) != default:
             words += [f"--{option.replace('_', '-')}", printable(fingerprint[part])]
     if weights not in ("", "imagenet"):
-        words += ["--weights", str(weights)]
+        words += ["--from-arrays" if from_arrays else "--weights", str(weights)]
     if DRAFT in str(fingerprint.get("resampling")):
         words.append("--jpeg-draft")
     return f"python extract_features.py {shlex.join([*words, *flags])}"

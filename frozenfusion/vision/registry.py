@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from frozenfusion.store.command import ARRAYS
 from frozenfusion.utils.errors import UsageError, UserError
 from frozenfusion.utils.messages import first_line
 from frozenfusion.utils.plugins import Registry
@@ -84,7 +85,7 @@ def register_backbone(
         raise UsageError("register_backbone takes the network's name, as in @register_backbone('my-network')")
 
     def add(function: Function) -> Function:
-        if name in EFFICIENTNETS:
+        if name in (*EFFICIENTNETS, ARRAYS):
             raise UsageError(f"backbone {name!r} is built in: choose another name")
         BACKBONES.add(name, _Registered(function, tuple(mean), tuple(std)), function)
         return function
