@@ -22,10 +22,11 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import logging as chatter
 
-from frozenfusion.text.checks import check_files
-from frozenfusion.text.hub import find_files
+from frozenfusion.text.kind import TEXT_ENCODER
+from frozenfusion.utils.configurations import check_files
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import write_atomically, writing
+from frozenfusion.utils.hub import find_files
 from frozenfusion.utils.messages import first_line
 
 
@@ -148,7 +149,7 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
 
     A fast one is kept as its plain `tokenizer.json`, which means the same in every version of transformers.
     """
-    folder = find_files(name_or_path, weights=False)
+    folder = find_files(name_or_path, TEXT_ENCODER, weights=False)
     check_files(folder)
     needs = "the folder needs config.json and tokenizer.json or spiece.model"
     with quiet(), _told(f"{folder}: cannot load a tokenizer", needs):
