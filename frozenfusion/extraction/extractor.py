@@ -88,6 +88,7 @@ def update_features(pairs: Pairs, cache: str | os.PathLike[str], config: Extract
     backbone = build_backbone(
         config.backbone,
         config.weights,
+        revision=config.revision,
         pool=config.pool,
         image_size=config.image_size,
         precision=config.precision,
@@ -131,7 +132,7 @@ def _open_store(pairs: Pairs, path: Path, config: ExtractConfig, backbone: Backb
     if there and not config.rebuild:
         return StoreWriter.open(path, backbone.fingerprint)
     make = StoreWriter.rebuild if config.rebuild else StoreWriter.create
-    about = {"weights": config.weights.encode(errors="backslashreplace").decode(), **_versions()}
+    about = {"weights": backbone.encoder.weights.encode(errors="backslashreplace").decode(), **_versions()}
     return make(path, pairs.ids, backbone.feature_shape, config.dtype, backbone.fingerprint, about)
 
 
@@ -139,7 +140,7 @@ def _versions() -> dict[str, str]:
     """What made the features, for people who ask later; not a part of the fingerprint."""
     from importlib.metadata import version
 
-    packages = ("torch", "efficientnet_pytorch", "pillow", "numpy", "h5py")
+    packages = ("torch", "efficientnet_pytorch", "transformers", "pillow", "numpy", "h5py")
     return {f"{name}_version": version(name) for name in packages}
 
 

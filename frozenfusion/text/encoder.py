@@ -15,10 +15,9 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from frozenfusion.text.kernels import use_fast_kernels
 from frozenfusion.text.kind import TEXT_ENCODER
-from frozenfusion.text.tokens import quiet
 from frozenfusion.utils.configurations import check_configuration, check_files, check_size, check_weight_types
 from frozenfusion.utils.errors import UsageError, UserError
-from frozenfusion.utils.hub import find_files
+from frozenfusion.utils.hub import find_files, quiet
 from frozenfusion.utils.messages import first_line
 from frozenfusion.utils.progress import log
 from frozenfusion.utils.tensors import unusable

@@ -9,7 +9,6 @@ import functools
 import json
 import secrets
 import tempfile
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,13 +19,12 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from transformers.utils import logging as chatter
 
 from frozenfusion.text.kind import TEXT_ENCODER
 from frozenfusion.utils.configurations import check_files
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import write_atomically, writing
-from frozenfusion.utils.hub import find_files
+from frozenfusion.utils.hub import find_files, quiet
 from frozenfusion.utils.messages import first_line
 
 
@@ -201,19 +199,3 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
             raise UserError(
                 f"{folder}: cannot write the tokenizer ({first_line(error)}): make room and run again"
             ) from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep transformers and torch from talking about what they load: our own messages say what matters."""
-    verbosity, bars = chatter.get_verbosity(), chatter.is_progress_bar_enabled()
-    chatter.set_verbosity_error()
-    chatter.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        chatter.set_verbosity(verbosity)
-        if bars:
-            chatter.enable_progress_bar()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,3 +121,21 @@ def _not_fetched(name: str, kind: Kind, revision: str | None, cause: str) -> Use
         f"({cause}): get {kind.by_hand(name)} from https://huggingface.co/{name}/tree/{revision or 'main'} by hand, "
         f"into one folder, and give it as `{kind.option}=FOLDER`"
     )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers and torch from talking about what they load: our own messages say what matters."""
+    from transformers.utils import logging as chatter
+
+    verbosity, bars = chatter.get_verbosity(), chatter.is_progress_bar_enabled()
+    chatter.set_verbosity_error()
+    chatter.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        chatter.set_verbosity(verbosity)
+        if bars:
+            chatter.enable_progress_bar()
