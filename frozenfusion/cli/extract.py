@@ -25,7 +25,7 @@ class ExtractOptions(DataOptions, ExtractConfig):
 
     groups: ClassVar[Groups] = {
         "files": ("cache", "from_arrays", "max_pixels", "image_seconds", "jpeg_draft", "no_follow_links"),
-        "network": ("backbone", "weights", "pool", "image_size", "precision", "dtype"),
+        "network": ("backbone", "weights", "revision", "pool", "image_size", "precision", "dtype"),
         "speed": ("device", "runtime", "batch_size", "workers"),
         "resuming": ("resume", "update", "rebuild", "retry_failed", "strict"),
         "looking": ("info", "verify"),

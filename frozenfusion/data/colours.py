@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from PIL import ExifTags, Image
 
+from frozenfusion.data.resize import Box, Resize, as_resize
+
 STRIP_PIXELS = 2**20  # converted at once
 MOST_NARROW_BYTES = 128 * 2**20  # of the picture that has its final width and still its height
+MOST_RESIZED = 2**25  # pixels of a long picture that keeps its shape, of which the middle is cut out
 
 Converter = Callable[[Image.Image], Image.Image]
-Box = tuple[int, int, int, int]
 
-_BILINEAR = Image.Resampling.BILINEAR
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -28,34 +29,51 @@ _TURNS = {
 }
 
 
-def square(image: Image.Image, size: int) -> np.ndarray:
-    """A picture as RGB, uint8 of shape (size, size, 3).
+def square(image: Image.Image, size: int | Resize) -> np.ndarray:
+    """A picture as RGB, uint8 of shape (s, s, 3), of the size and in the way of `size`.
 
-    Grey, palette, CMYK and 16-bit pictures become RGB, transparency white; EXIF orientation is applied. Both sides are
-    then resized to `size` regardless of shape, as torchvision's Resize((size, size)) does.
+    Grey, palette, CMYK and 16-bit pictures become RGB, transparency white; EXIF orientation is applied. By default both
+    sides are then resized regardless of shape, as torchvision's Resize((s, s)) does.
     """
+    resize = as_resize(size)
+    side, filter = resize.size, Image.Resampling(resize.filter)
     orientation = _orientation(image)
-    plain = image.mode == "RGB" and orientation == 1 and not image.has_transparency_data
-    columns = _columns_at_once(image.height, size)
-    if plain and columns == size:
-        return np.array(image.resize((size, size), _BILINEAR))
     width, height = image.size[::-1] if orientation > 4 else image.size
-    columns, convert = _columns_at_once(height, size), _converter(image)
-    done = Image.new("RGB", (size, size))
-    for left in range(0, size, columns):
-        right = min(left + columns, size)
-        narrow = Image.new("RGB", (right - left, height))
-        for top, bottom in _steps(height, max(1, STRIP_PIXELS // width)):
-            strip = _upright(image, orientation, (0, top, width, bottom), convert)
-            narrow.paste(strip.resize((size, bottom - top), _BILINEAR).crop((left, 0, right, bottom - top)), (0, top))
-        done.paste(narrow.resize((right - left, size), _BILINEAR), (left, 0))
+    target = resize.target(width, height)
+    left, top, right, bottom = resize.middle(*target)
+    columns = _columns_at_once(height, side)
+    plain = image.mode == "RGB" and orientation == 1 and not image.has_transparency_data
+    if plain and columns == side and target[0] * max(target[1], height) <= MOST_RESIZED:
+        return np.array(image.resize(target, filter).crop((left, top, right, bottom)))
+    convert = _converter(image)
+    done = Image.new("RGB", (side, side))
+    for x, x_end in _steps(side, columns):
+        narrow = Image.new("RGB", (x_end - x, height))
+        for y, y_end in _steps(height, max(1, STRIP_PIXELS // max(width, side))):
+            strip = _upright(image, orientation, (0, y, width, y_end), convert)
+            across = (left + x, 0, left + x_end, y_end - y)
+            narrow.paste(_part(strip, (target[0], y_end - y), across, filter), (0, y))
+        done.paste(_part(narrow, (x_end - x, target[1]), (0, top, x_end - x, bottom), filter), (x, 0))
     return np.array(done)
 
 
-def bytes_beside(image_size: tuple[int, int], size: int) -> int:
+def _part(image: Image.Image, target: tuple[int, int], box: Box, filter: Image.Resampling) -> Image.Image:
+    """A part of a resized picture, of which only that is made where the whole would be huge; then up to rounding."""
+    if target[0] * target[1] <= MOST_RESIZED:
+        return image.resize(target, filter).crop(box)
+    left, top, right, bottom = box
+    x, y = (own / resized for own, resized in zip(image.size, target, strict=True))
+    return image.resize((right - left, bottom - top), filter, (left * x, top * y, right * x, bottom * y))
+
+
+def bytes_beside(image_size: tuple[int, int], size: int | Resize) -> int:
     """About how many bytes `square` takes beside the picture of `image_size`, at most."""
-    longest = max(image_size)
-    return 4 * (3 * STRIP_PIXELS + longest + longest * _columns_at_once(longest, size))
+    resize, longest = as_resize(size), max(image_size)
+    pixels = 3 * STRIP_PIXELS + longest + longest * _columns_at_once(longest, resize.size)
+    if resize.keeps_shape:
+        wide = max(resize.target(*image_size))
+        pixels += min(MOST_RESIZED, wide * longest) + min(MOST_RESIZED, STRIP_PIXELS * wide // longest)
+    return 4 * pixels
 
 
 def stretched(values: np.ndarray, low: float, high: float) -> np.ndarray:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from frozenfusion.data.images import BadImage, decode_image, quiet_pillow
+from frozenfusion.data.resize import Resize
 from frozenfusion.store.status import REFUSED
 
 try:
@@ -34,7 +35,7 @@ except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
 DECODE, GO = b"D", b"G"
-ORDER = struct.Struct("<QIQ?d")  # bytes of the file, size, max_pixels, draft, seconds
+ORDER = struct.Struct("<QII?BQ?d")  # bytes of the file, Resize's four, max_pixels, draft, seconds
 REPLY = struct.Struct("<cQ")
 READY, NEEDS, PIXELS, BAD, NO_MEMORY = b"R", b"N", b"P", b"B", b"M"  # with NEEDS how many; PIXELS and BAD are followed
 
@@ -46,7 +47,7 @@ class Order(NamedTuple):
     """One picture to be decoded."""
 
     data: bytes
-    size: int
+    resize: Resize
     max_pixels: int
     draft: bool
     seconds: float
@@ -112,8 +113,8 @@ def _listen(incoming: IO[bytes], orders: queue.SimpleQueue[Order | bytes]) -> No
             head = incoming.read(ORDER.size)
             if len(head) < ORDER.size:
                 break
-            length, *rest = ORDER.unpack(head)
-            orders.put(Order(incoming.read(length), *rest))
+            length, size, edge, keeps_shape, filter, *rest = ORDER.unpack(head)
+            orders.put(Order(incoming.read(length), Resize(size, edge, keeps_shape, filter), *rest))
         else:
             orders.put(kind)
     os._exit(0)
@@ -140,7 +141,7 @@ def _decoded(
         with memory.lifted_afterwards():
             memory.allow(COPIES * len(order.data))
             pixels = decode_image(
-                order.data, order.size, max_pixels=order.max_pixels, draft=order.draft, before_pixels=wait_for_go
+                order.data, order.resize, max_pixels=order.max_pixels, draft=order.draft, before_pixels=wait_for_go
             )
         return PIXELS, pixels.tobytes()
     except BadImage as bad:

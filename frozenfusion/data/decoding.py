@@ -7,6 +7,7 @@ needed: no thread can be stopped, and no decoder of a rare format can be trusted
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import numpy as np
 from frozenfusion.data.decode_worker import BAD, DECODE, GO, NEEDS, ORDER, PIXELS, READY, REPLY
 from frozenfusion.data.images import MAX_FILE_BYTES, MAX_PIXELS, BadImage, decode_image
 from frozenfusion.data.quick import quick_bytes
+from frozenfusion.data.resize import Resize, as_resize
 from frozenfusion.store.status import REFUSED, UNREADABLE
 from frozenfusion.utils.errors import UserError
 
@@ -75,14 +77,14 @@ class Decoder:
 
     def __init__(
         self,
-        size: int,
+        size: int | Resize,
         *,
         max_pixels: int = MAX_PIXELS,
         draft: bool = False,
         seconds: float = IMAGE_SECONDS,
         workers: int = 1,
     ) -> None:
-        self._size, self._max_pixels, self._draft, self._seconds = size, max_pixels, draft, seconds
+        self._resize, self._max_pixels, self._draft, self._seconds = as_resize(size), max_pixels, draft, seconds
         self._files, self._pictures = Budget(MOST_FILE_BYTES), Budget(MOST_DECODED_BYTES)
         self._turns = threading.Semaphore(min(workers, os.cpu_count() or 1))
         self._lock = threading.Lock()
@@ -120,7 +122,7 @@ class Decoder:
             try:
                 with self._pictures.hold(needed):
                     self._check_open()
-                    return decode_image(data, self._size, max_pixels=self._max_pixels, draft=self._draft)
+                    return decode_image(data, self._resize, max_pixels=self._max_pixels, draft=self._draft)
             except BadImage:
                 if _is_there(needed):
                     raise
@@ -164,7 +166,8 @@ class Decoder:
         try:
             process.wait_until_ready()
             began = time.monotonic()
-            process.send(DECODE + ORDER.pack(len(data), self._size, self._max_pixels, self._draft, self._seconds), data)
+            limits = self._max_pixels, self._draft, self._seconds
+            process.send(DECODE + ORDER.pack(len(data), *dataclasses.astuple(self._resize), *limits), data)
             kind, length = process.reply()
             if kind == NEEDS:
                 asked = time.monotonic()
@@ -186,7 +189,7 @@ class Decoder:
                 raise MemoryError from None
             raise BadImage(UNREADABLE, "makes its decoder crash") from None
         if kind == PIXELS:
-            return np.frombuffer(content, np.uint8).reshape(self._size, self._size, 3)
+            return np.frombuffer(content, np.uint8).reshape(self._resize.size, self._resize.size, 3)
         if kind == BAD:
             raise BadImage(content[0], content[1:].decode())
         raise MemoryError

@@ -16,12 +16,12 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from frozenfusion.data.colours import bytes_beside, limits, square, stretched
+from frozenfusion.data.resize import Resize, as_resize
 from frozenfusion.store.status import DIGEST_BYTES, MISSING, REFUSED, UNREADABLE
 from frozenfusion.utils.files import NotRegularError, TooLargeError, read_regular_file
 
 MAX_FILE_BYTES = 256 * 2**20
 MAX_PIXELS = 100_000_000
-RESAMPLING = "pillow-bilinear"  # antialiased when shrinking; part of a feature file's fingerprint
 
 # Pictures that Pillow decodes itself, in memory. Left out: EPS and WMF (run other programs or need Windows), stubs
 # that only name a format, and scientific formats without agreed colours.
@@ -107,13 +107,13 @@ def file_digest(data: bytes) -> bytes:
 
 def decode_image(
     data: bytes,
-    size: int,
+    size: int | Resize,
     *,
     max_pixels: int = MAX_PIXELS,
     draft: bool = False,
     before_pixels: Callable[[int], None] | None = None,
 ) -> np.ndarray:
-    """Decode an image file's bytes to RGB, uint8 of shape (size, size, 3), as `square` makes it.
+    """Decode an image file's bytes to RGB, uint8 of shape (s, s, 3), as `square` makes it.
 
     Of an animation the first frame counts. With `draft`, a JPEG picture at least four times as large is decoded at a
     half, a quarter or an eighth, still twice as large. `before_pixels` is told about how many bytes decoding will take.
@@ -126,7 +126,7 @@ def decode_image(
         with Image.open(io.BytesIO(data), formats=_formats()) as image:
             _check_size(image.size, max_pixels)
             if draft:
-                image.draft(None, (2 * size, 2 * size))
+                image.draft(None, (2 * as_resize(size).edge,) * 2)
             told(_bytes_of(image, size))
             image.load()
             _check_size(image.size, max_pixels)  # an icon may hold another size than it says
@@ -143,14 +143,14 @@ def decode_image(
         raise BadImage(UNREADABLE, _reason(error)) from None
 
 
-def _bytes_of(image: Image.Image, size: int) -> int:
+def _bytes_of(image: Image.Image, size: int | Resize) -> int:
     """About how many bytes decoding a picture and making it small takes."""
     own = _BYTES.get(image.mode, 2 if image.mode.startswith("I;16") else 4)
     beside = _DECODERS_BYTES.get(image.format or "", 0)
     return image.width * image.height * (own + beside) + bytes_beside(image.size, size)
 
 
-def _colour_pfm(data: bytes, size: int, max_pixels: int, told: Callable[[int], None]) -> np.ndarray:
+def _colour_pfm(data: bytes, size: int | Resize, max_pixels: int, told: Callable[[int], None]) -> np.ndarray:
     """A portable float map of three channels, which Pillow does not read; its rows go from the bottom to the top."""
     header = _PFM.match(data)
     if header is None:

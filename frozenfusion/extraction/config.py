@@ -20,16 +20,21 @@ class ExtractConfig:
     """How images become features; checked when it is made, raises UsageError."""
 
     backbone: str = "efficientnet-b7"
-    """frozen image network: efficientnet-b0 to b7, or one that was registered (docs/backbones.md)"""
+    """frozen image network: efficientnet-b0 to b7, one of transformers by its hub name (org/name) or folder, timm:NAME,
+    or one that was registered (docs/backbones.md)"""
 
     weights: str = "imagenet"
-    """imagenet, a state dict (.pth, .safetensors), or random (only for trying things)"""
+    """imagenet or pretrained: those that the network is known for; a state dict (.pth, .safetensors) of an
+    efficientnet or of timm's; or random (only for trying things)"""
+
+    revision: str | None = None
+    """branch, tag or commit of a hub name"""
 
     pool: Literal["avg", "none"] = "avg"
     """avg stores one vector per image, none its grid of region vectors"""
 
-    image_size: int = 224
-    """side in pixels that images are resized to"""
+    image_size: int | None = None
+    """side in pixels that images are resized to; by default the network's own, 224 of the efficientnets"""
 
     precision: Literal["float32", "bf16", "fp16"] = "float32"
     """arithmetic of the network; bf16 and fp16 are faster where the hardware has them"""
@@ -78,11 +83,12 @@ class ExtractConfig:
 
     def __post_init__(self) -> None:
         tidy(self, "weights", *(["from_arrays"] if self.from_arrays is not None else []))
-        check_backbone(self.backbone)
+        check_backbone(self.backbone, self.revision)
         for name in ("pool", "precision", "dtype", "runtime", "resume"):
             one_of(self, name)
-        whole("image_size", self.image_size, 32)
-        at_most("image_size", self.image_size, 1024)
+        if self.image_size is not None:
+            whole("image_size", self.image_size, 32)
+            at_most("image_size", self.image_size, 1024)
         at_least("image_seconds", self.image_seconds, 0.1)
         at_most("image_seconds", self.image_seconds, DAY)
         whole("max_pixels", self.max_pixels, 1)

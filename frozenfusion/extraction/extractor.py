@@ -135,6 +135,7 @@ def _source(pairs: Pairs, config: ExtractConfig) -> Backbone | FeatureArrays:
     return build_backbone(
         config.backbone,
         config.weights,
+        revision=config.revision,
         pool=config.pool,
         image_size=config.image_size,
         precision=config.precision,
@@ -152,7 +153,7 @@ def _open_store(pairs: Pairs, path: Path, config: ExtractConfig, source: Backbon
     if there and not config.rebuild:
         return StoreWriter.open(path, source.fingerprint)
     make = StoreWriter.rebuild if config.rebuild else StoreWriter.create
-    origin = config.weights if config.from_arrays is None else config.from_arrays
+    origin = source.encoder.weights if isinstance(source, Backbone) else str(config.from_arrays)
     about = {"weights": origin.encode(errors="backslashreplace").decode()}
     if config.from_arrays is None:
         about |= _versions()
@@ -163,7 +164,7 @@ def _versions() -> dict[str, str]:
     """What made the features, for people who ask later; not a part of the fingerprint."""
     from importlib.metadata import version
 
-    packages = ("torch", "efficientnet_pytorch", "pillow", "numpy", "h5py")
+    packages = ("torch", "efficientnet_pytorch", "transformers", "pillow", "numpy", "h5py")
     return {f"{name}_version": version(name) for name in packages}
 
 

@@ -115,7 +115,7 @@ class ExtractionLoop:
     def _decoder(self) -> Decoder:
         config = self._config
         return Decoder(
-            config.image_size,
+            self._backbone.resize,
             max_pixels=config.max_pixels,
             draft=config.jpeg_draft,
             seconds=config.image_seconds,

@@ -20,6 +20,7 @@ from torch import Tensor
 from frozenfusion.data.colours import square
 from frozenfusion.data.decoding import Decoder, no_memory
 from frozenfusion.data.images import BadImage, quiet_pillow, read_image_file
+from frozenfusion.data.resize import Resize
 from frozenfusion.store.command import ARRAYS
 from frozenfusion.store.reader import Rows
 from frozenfusion.store.status import UNREADABLE
@@ -43,11 +44,11 @@ class RawImages:
         runner = backbone.prepare(str(device), "eager", batch_size=min(len(images), default_batch_size(device)))
         reasons = []
         workers = min(16, os.cpu_count() or 1)
-        decoder = Decoder(backbone.image_size, draft=backbone.jpeg_draft, workers=workers)
+        decoder = Decoder(backbone.resize, draft=backbone.jpeg_draft, workers=workers)
         with quiet_pillow(), ThreadPoolExecutor(workers, "decode") as pool, decoder:
             rest = iter(enumerate(images))
             while part := list(islice(rest, DECODED_AHEAD * runner.batch_size)):
-                decoded = list(pool.map(lambda item: _decoded(item[1], decoder, backbone.image_size), part))
+                decoded = list(pool.map(lambda item: _decoded(item[1], decoder, backbone.resize), part))
                 reasons += [
                     f"number {row + 1} ({found})"
                     for (row, _), found in zip(part, decoded, strict=True)
@@ -108,7 +109,7 @@ def backbone_of(fingerprint: Mapping[str, Any], weights: str) -> Backbone:
     return backbone
 
 
-def _decoded(image: AnyImage | None, decoder: Decoder, size: int) -> NDArray[np.uint8] | BadImage | None:
+def _decoded(image: AnyImage | None, decoder: Decoder, resize: Resize) -> NDArray[np.uint8] | BadImage | None:
     if image is None:
         return None
     if isinstance(image, np.ndarray):
@@ -121,7 +122,7 @@ def _decoded(image: AnyImage | None, decoder: Decoder, size: int) -> NDArray[np.
         )
     try:
         if isinstance(image, Image.Image):
-            return square(image, size)
+            return square(image, resize)
         if isinstance(image, bytes):
             return decoder.decode(image)
         with decoder.reading(image):

@@ -14,10 +14,10 @@ from frozenfusion.data.splits import Split
 from frozenfusion.model.checksums import CHECKSUMS, without_checksum
 from frozenfusion.model.config import ModelConfig
 from frozenfusion.text.choices import OPTIONS, RECURRENT
-from frozenfusion.text.hub import settled
 from frozenfusion.utils import fits
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import MAX_JSON_BYTES, parse_json, read_file, read_json, sweep_folder, writing
+from frozenfusion.utils.hub import settled
 
 FORMAT = 1
 CHECKPOINTS = {"best": "model.safetensors", "last": "last.safetensors"}

@@ -36,6 +36,8 @@ def extraction_command(
     for option, (part, default) in _OPTIONS.items():
         if option == "backbone" and from_arrays:
             continue
+        if option == "image_size" and ":" in str(fingerprint.get("backbone")):
+            default = None  # a pretrained network has a size of its own
         if fingerprint.get(part, default) != default:
             words += [f"--{option.replace('_', '-')}", printable(fingerprint[part])]
     if weights not in ("", "imagenet"):
@@ -47,7 +49,8 @@ def extraction_command(
 
 def default_cache(data: str | os.PathLike[str], backbone: str) -> Path:
     """Where the features of a data folder or manifest lie by default: cache/NAME-b7.h5, of efficientnet-b7."""
-    short = backbone.removeprefix("efficientnet-")
+    folder = Path(backbone).expanduser()
+    short = folder.resolve().name if folder.is_dir() else backbone.removeprefix("efficientnet-")
     safe = "".join(letter if letter.isalnum() else "_" for letter in short)  # a name that is_default_cache tells apart
     return FOLDER / f"{_name(data)}-{safe}.h5"
 

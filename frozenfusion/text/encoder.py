@@ -13,19 +13,19 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from frozenfusion.text.checks import (
+from frozenfusion.text.kernels import use_fast_kernels
+from frozenfusion.text.kind import TEXT_ENCODER
+from frozenfusion.text.pooling import AUTO, POOLER, listed_pool, pool_tokens
+from frozenfusion.text.recurrent import RecurrentConfig, RecurrentEncoder
+from frozenfusion.utils.configurations import (
     check_configuration,
     check_files,
     check_size,
     check_weight_types,
     weight_names,
 )
-from frozenfusion.text.hub import find_files
-from frozenfusion.text.kernels import use_fast_kernels
-from frozenfusion.text.pooling import AUTO, POOLER, listed_pool, pool_tokens
-from frozenfusion.text.recurrent import RecurrentConfig, RecurrentEncoder
-from frozenfusion.text.tokens import quiet
 from frozenfusion.utils.errors import UsageError, UserError
+from frozenfusion.utils.hub import find_files, quiet
 from frozenfusion.utils.messages import first_line
 from frozenfusion.utils.progress import log
 from frozenfusion.utils.tensors import unusable
@@ -69,7 +69,7 @@ def choose_pool(asked: str, name_or_path: str | Path, weights: str = "pretrained
     """
     if asked not in (AUTO, POOLER):
         return asked
-    folder = find_files(name_or_path, weights=False)
+    folder = find_files(name_or_path, TEXT_ENCODER, weights=False)
     listed = listed_pool(folder) if asked == AUTO else None
     if listed is not None:
         return listed
@@ -99,7 +99,7 @@ def load_text_encoder(name_or_path: str | Path, weights: str = "pretrained", see
 
     weights: "pretrained", or "random" to start from the configuration alone (seeded). Raises UserError.
     """
-    folder = find_files(name_or_path, weights=weights == "pretrained")
+    folder = find_files(name_or_path, TEXT_ENCODER, weights=weights == "pretrained")
     config = load_text_config(folder)
     with torch.device("meta"):  # which takes no memory
         check_size(new_encoder(config), folder / "config.json")

@@ -9,7 +9,6 @@ import functools
 import json
 import secrets
 import tempfile
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,13 +19,13 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from transformers.utils import logging as chatter
 
-from frozenfusion.text.checks import check_files
-from frozenfusion.text.hub import find_files
+from frozenfusion.text.kind import TEXT_ENCODER
 from frozenfusion.text.words import SEGMENTER, segmented, segmenter_of
+from frozenfusion.utils.configurations import check_files
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import write_atomically, writing
+from frozenfusion.utils.hub import find_files, quiet
 from frozenfusion.utils.messages import first_line
 
 
@@ -150,7 +149,7 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
 
     A fast one is kept as its plain `tokenizer.json`, which means the same in every version of transformers.
     """
-    folder = find_files(name_or_path, weights=False)
+    folder = find_files(name_or_path, TEXT_ENCODER, weights=False)
     check_files(folder)
     needs = "the folder needs config.json and tokenizer.json or spiece.model"
     with quiet(), _told(f"{folder}: cannot load a tokenizer", needs):
@@ -204,19 +203,3 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
             raise UserError(
                 f"{folder}: cannot write the tokenizer ({first_line(error)}): make room and run again"
             ) from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep transformers and torch from talking about what they load: our own messages say what matters."""
-    verbosity, bars = chatter.get_verbosity(), chatter.is_progress_bar_enabled()
-    chatter.set_verbosity_error()
-    chatter.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        chatter.set_verbosity(verbosity)
-        if bars:
-            chatter.enable_progress_bar()

@@ -23,7 +23,6 @@ from frozenfusion.model.run_folder import LATER, RECIPE, RESTORED, RunFolder
 from frozenfusion.model.saving import save_setup, save_weights
 from frozenfusion.store.reader import FeatureStore, as_store
 from frozenfusion.text.choices import OPTIONS
-from frozenfusion.text.hub import settled
 from frozenfusion.text.pooling import AUTO, POOLER
 from frozenfusion.training.checkpoint import (
     HEAD_OPTIONS,
@@ -43,6 +42,7 @@ from frozenfusion.training.trainer import Trainer
 from frozenfusion.utils.checks import config_of
 from frozenfusion.utils.device import is_out_of_memory
 from frozenfusion.utils.errors import UserError
+from frozenfusion.utils.hub import settled
 from frozenfusion.utils.interrupts import held_back
 from frozenfusion.utils.locks import WriterLock
 from frozenfusion.utils.messages import first_few, first_line

@@ -9,9 +9,9 @@ from functools import cached_property
 
 import numpy as np
 
-from frozenfusion.data.images import RESAMPLING
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.progress import log
+from frozenfusion.vision.names import RANDOM
 from frozenfusion.vision.registry import Encoder, load_encoder
 from frozenfusion.vision.runner import PendingFeatures, Runner
 
@@ -30,7 +30,7 @@ class Backbone:
         name: as `register_backbone` or the built-in list has it.
         encoder: the network and its weights.
         pool: "avg" for one vector per image, "none" for those of its regions.
-        image_size: pixels per side.
+        image_size: pixels per side; by default the network's own.
         precision: float32, bf16 or fp16, of the arithmetic.
         dtype: float32 or float16, of the features.
         jpeg_draft: whether JPEGs were decoded at a fraction of their size.
@@ -42,13 +42,14 @@ class Backbone:
         encoder: Encoder,
         *,
         pool: str = "avg",
-        image_size: int = 224,
+        image_size: int | None = None,
         precision: str = "float32",
         dtype: str = "float32",
         jpeg_draft: bool = False,
     ) -> None:
         self.name, self.encoder = name, encoder
-        self.pool, self.image_size = pool, image_size
+        self.pool, self.resize = pool, encoder.resize(image_size)
+        self.image_size = self.resize.size
         self.precision, self.dtype = precision, np.dtype(dtype)
         self.jpeg_draft = jpeg_draft
         self._runner: Runner | None = None
@@ -65,7 +66,7 @@ class Backbone:
             "backbone": self.name,
             "weights_sha256": self.encoder.weights_sha256,
             "image_size": self.image_size,
-            "resampling": RESAMPLING + (JPEG_DRAFT if self.jpeg_draft else ""),
+            "resampling": str(self.resize) + (JPEG_DRAFT if self.jpeg_draft else ""),
             "normalisation": self.encoder.normalisation,
             "pooling": self.pool,
             "precision": self.precision,
@@ -115,22 +116,23 @@ def build_backbone(
     name: str,
     weights: str = "imagenet",
     *,
+    revision: str | None = None,
     pool: str = "avg",
-    image_size: int = 224,
+    image_size: int | None = None,
     precision: str = "float32",
     dtype: str = "float32",
     jpeg_draft: bool = False,
 ) -> Backbone:
     """Describe the frozen network `name` with `weights`; the other arguments are Backbone's.
 
-    weights: "imagenet", a file (.pth, .safetensors), or "random". Raises UserError if the weights cannot be had or do
-    not fit.
+    weights: "imagenet" or "pretrained", a file (.pth, .safetensors), or "random". revision: of a hub name, a branch,
+    tag or commit. Raises UserError if the weights cannot be had or do not fit.
     """
-    if weights == "random":
+    if weights == "random" or weights.startswith(RANDOM):
         log.warning("random weights: features tell colours and textures apart at best; only for trying things")
-    encoder = load_encoder(name, weights)
+    encoder = load_encoder(name, weights, revision)
     return Backbone(
-        name,
+        encoder.name,
         encoder,
         pool=pool,
         image_size=image_size,

@@ -18,12 +18,13 @@ import torch
 from efficientnet_pytorch import EfficientNet
 from efficientnet_pytorch.utils import url_map
 
+from frozenfusion.data.resize import Resize
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.messages import one_line
 from frozenfusion.utils.progress import log
 from frozenfusion.utils.tensors import weights_sha256
 from frozenfusion.vision.folding import FoldedEfficientNet, affects_features, region_side
-from frozenfusion.vision.pixels import IMAGENET
+from frozenfusion.vision.pixels import IMAGE_SIZE, IMAGENET
 from frozenfusion.vision.random_weights import RANDOM_RECIPE, calibrate_batchnorm, random_state
 from frozenfusion.vision.weights import State, fitting, plain_state, read_weights
 
@@ -39,7 +40,7 @@ class EfficientNetEncoder:
     normalisation = IMAGENET
 
     def __init__(self, name: str, weights: str, seed: int = 0) -> None:
-        self.name = name
+        self.name, self.weights = name, weights
         self._random = weights == "random"
         self._state = load_weights(name, weights, seed)
 
@@ -47,6 +48,10 @@ class EfficientNetEncoder:
     def weights_sha256(self) -> str:
         """What names the weights in a fingerprint."""
         return weights_sha256(self._state, RANDOM_RECIPE if self._random else "")
+
+    def resize(self, image_size: int | None) -> Resize:
+        """What a picture becomes before the network."""
+        return Resize(image_size or IMAGE_SIZE)
 
     def feature_shape(self, pool: str, image_size: int) -> tuple[int, ...]:
         """(d,) for pool="avg", (r, d) for pool="none"."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 
-import torch
 from torch import Tensor, nn
 
+from frozenfusion.data.resize import Resize
 from frozenfusion.utils.errors import UserError
-from frozenfusion.utils.messages import first_line
 from frozenfusion.utils.tensors import weights_sha256
-from frozenfusion.vision.network import FrozenNetwork
+from frozenfusion.vision.network import FrozenNetwork, shape_of_features, told
+from frozenfusion.vision.pixels import IMAGE_SIZE
 
 
 class PlainNetwork(FrozenNetwork):
@@ -38,29 +38,25 @@ class PlainNetwork(FrozenNetwork):
 class PlainEncoder:
     """A network that a registered function made: see `register_backbone`."""
 
-    def __init__(self, name: str, module: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, name: str, weights: str, module: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         if not isinstance(module, nn.Module):
             raise UserError(f"backbone {name}: its function returned {type(module).__name__}, not a torch.nn.Module")
-        self._name, self._module, self._mean, self._std = name, module, mean, std
-        self.normalisation = f"mean {' '.join(map(str, mean))}, std {' '.join(map(str, std))}"
+        self.name, self.weights = name, weights
+        self._module, self._mean, self._std = module, mean, std
+        self.normalisation = told(mean, std)
 
     @cached_property
     def weights_sha256(self) -> str:
         """What names the weights in a fingerprint, and the layers that they belong to."""
         return weights_sha256(self._module.state_dict(), repr(self._module))
 
+    def resize(self, image_size: int | None) -> Resize:
+        """What a picture becomes before the network."""
+        return Resize(image_size or IMAGE_SIZE)
+
     def feature_shape(self, pool: str, image_size: int) -> tuple[int, ...]:
-        """(d,) for pool="avg", (r, d) for pool="none": of one black image, tried out."""
-        picture = torch.zeros(1, image_size, image_size, 3, dtype=torch.uint8)
-        try:
-            with torch.inference_mode():
-                features = self.build(pool, image_size)(picture)
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise UserError(
-                f"backbone {self._name}: fails on an image of {image_size} pixels ({first_line(error)}): see "
-                "docs/backbones.md"
-            ) from error
-        return tuple(features.shape[1:])
+        """(d,) for pool="avg", (r, d) for pool="none": of one picture, tried out."""
+        return shape_of_features(self.build(pool, image_size), image_size, self.name)
 
     def build(self, pool: str, image_size: int) -> PlainNetwork:
         """The network as it is run."""

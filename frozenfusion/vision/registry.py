@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from frozenfusion.data.resize import Resize
 from frozenfusion.store.command import ARRAYS
 from frozenfusion.utils.errors import UsageError, UserError
 from frozenfusion.utils.messages import first_line
 from frozenfusion.utils.plugins import Registry
+from frozenfusion.vision.names import TIMM, TRANSFORMERS
 from frozenfusion.vision.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
@@ -27,11 +30,16 @@ EFFICIENTNETS = tuple(f"efficientnet-b{size}" for size in range(8))
 class Encoder(Protocol):
     """A network with its weights, described: cheap until it is built."""
 
+    name: str  # of the network, as the fingerprint has it
+    weights: str  # where they came from: with the name, enough to find them again
     normalisation: str  # of pixels, as the fingerprint names it
 
     @property
     def weights_sha256(self) -> str:
         """What names the weights in the fingerprint."""
+
+    def resize(self, image_size: int | None) -> Resize:
+        """What a picture becomes before the network: of its own size, or of another."""
 
     def feature_shape(self, pool: str, image_size: int) -> tuple[int, ...]:
         """(d,) for pool="avg", (r, d) for pool="none"."""
@@ -94,29 +102,47 @@ def register_backbone(
 
 
 def backbone_names() -> list[str]:
-    """What `backbone` can name: the built-in networks, those registered, those of installed packages."""
+    """What `backbone` can name beside hub names and folders: built-in networks, registered ones, those of packages."""
     return [*EFFICIENTNETS, *BACKBONES.names()]
 
 
-def check_backbone(name: str) -> None:
-    """Raise UsageError, with the names there are, for an unknown one."""
-    if name not in EFFICIENTNETS and BACKBONES.get(name) is None:
+def check_backbone(name: str, revision: str | None = None) -> None:
+    """Raise UsageError, with the names there are, for an unknown one, and for a revision of what has none."""
+    known = name in EFFICIENTNETS or name.startswith((TIMM, TRANSFORMERS)) or BACKBONES.get(name) is not None
+    folder = not known and Path(name).expanduser().is_dir()
+    if not known and not folder and "/" not in name:
         raise UsageError(
-            f"`backbone={name}`: no such image network: choose from {', '.join(backbone_names())}, or register it"
+            f"`backbone={name}`: no such image network: choose from {', '.join(backbone_names())}, give a hub name "
+            "(org/name), a folder or timm:NAME, or register it"
         )
+    if revision is not None and (known or folder):
+        raise UsageError(f"`revision={revision}` is for a network of the hub, and {name} is none: leave it out")
 
 
-def load_encoder(name: str, weights: str) -> Encoder:
+def load_encoder(name: str, weights: str, revision: str | None = None) -> Encoder:
     """The network `name` with `weights`. Raises UserError if either cannot be had."""
-    check_backbone(name)
+    check_backbone(name, revision)
+    registered = BACKBONES.get(name)
+    if registered is not None:
+        return _of_function(name, weights, registered)
+    if name.startswith(TIMM):
+        from frozenfusion.vision.timm_models import TimmEncoder
+
+        return TimmEncoder(name, weights)
     if name in EFFICIENTNETS:
         from frozenfusion.vision.efficientnet import EfficientNetEncoder
 
-        return EfficientNetEncoder(name, weights)
+        return EfficientNetEncoder(name, "imagenet" if weights == "pretrained" else weights)
+    from frozenfusion.vision.automodel import AutoModelEncoder, source_of
+
+    if name.startswith(TRANSFORMERS):
+        return AutoModelEncoder(weights, name)
+    return AutoModelEncoder(source_of(name, weights, revision))
+
+
+def _of_function(name: str, weights: str, registered: _Registered) -> Encoder:
     from frozenfusion.vision.plain import PlainEncoder
 
-    registered = BACKBONES.get(name)
-    assert registered is not None  # check_backbone
     try:
         module = registered.network(weights)
     except UserError:
@@ -126,4 +152,4 @@ def load_encoder(name: str, weights: str) -> Encoder:
             f"backbone {name}: its function failed with `weights={weights}` ({type(error).__name__}: "
             f"{first_line(error)}): give the weights that it expects"
         ) from error
-    return PlainEncoder(name, module, registered.mean, registered.std)
+    return PlainEncoder(name, weights, module, registered.mean, registered.std)

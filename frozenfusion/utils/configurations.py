@@ -1,4 +1,4 @@
-"""What the files of a text encoder may say, checked before any of it is believed: they may come from anybody."""
+"""What the files of a pretrained network may say, checked before any of it is believed: they may come from anybody."""
 
 from __future__ import annotations
 
@@ -14,16 +14,12 @@ from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import MAX_JSON_BYTES, check_regular, read_json
 from frozenfusion.utils.messages import shown
 
-MOST_PARAMETERS = 2**32  # of a text encoder
+MOST_PARAMETERS = 2**32  # of a network
 _WIDTHS = (
-    "hidden_size",
-    "intermediate_size",
-    "embedding_size",
-    "vocab_size",
-    "max_position_embeddings",
-    "dim",
+    *("hidden_size", "intermediate_size", "embedding_size", "vocab_size", "max_position_embeddings", "dim"),
     "rnn_width",
 )
+_STAGES = ("depths", "num_block_repeats")  # layers of each
 
 # The ways to compute attention that are on this machine; any other name is fetched from the hub and run.
 _ATTENTION = {None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"}
@@ -34,7 +30,7 @@ def check_configuration(path: Path) -> None:
     """Raise UserError for a config.json that would take all memory or time, or run what is not on this machine."""
     values = read_json(path)
     if not isinstance(values, dict):
-        raise UserError(f"{path}: not the configuration of a text encoder: restore the file")
+        raise UserError(f"{path}: not the configuration of a network: restore the file")
     for part in _parts(values):
         _check_part(part, path)
 
@@ -54,7 +50,7 @@ def check_weight_types(folder: Path) -> None:
     for path, kinds in _weight_files(folder):
         for name, kind in kinds.items():
             if kind.startswith(("C", "torch.complex")):
-                raise UserError(f"{path}: {name} is of complex numbers, which no text encoder is: fetch it again")
+                raise UserError(f"{path}: {name} is of complex numbers, which no network here is: fetch it again")
 
 
 def weight_names(folder: Path) -> set[str]:
@@ -81,11 +77,11 @@ def _types(path: Path) -> dict[str, str]:
         return {name: str(file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118
 
 
-def check_size(encoder: torch.nn.Module, path: Path) -> None:
-    """Raise UserError for an encoder, built without memory, that no machine of ours would hold."""
-    count = sum(parameter.numel() for parameter in encoder.parameters())
+def check_size(network: torch.nn.Module, path: Path) -> None:
+    """Raise UserError for a network, built without memory, that no machine of ours would hold."""
+    count = sum(parameter.numel() for parameter in network.parameters())
     if count > MOST_PARAMETERS:
-        raise UserError(f"{path}: describes {count:,} parameters, more than any text encoder here: check the file")
+        raise UserError(f"{path}: describes {count:,} parameters, more than any network here: check the file")
 
 
 def _parts(values: Any) -> Iterator[Mapping[str, Any]]:
@@ -100,6 +96,10 @@ def _parts(values: Any) -> Iterator[Mapping[str, Any]]:
             waiting += value
 
 
+def _few_stages(value: Any) -> bool:
+    return not isinstance(value, list) or (all(map(fits.whole(), value)) and sum(value) <= fits.MOST_LAYERS)
+
+
 def _check_part(part: Mapping[str, Any], path: Path) -> None:
     for name in _OF_ATTENTION:
         ways = part.get(name)
@@ -107,8 +107,10 @@ def _check_part(part: Mapping[str, Any], path: Path) -> None:
             if not (way is None or isinstance(way, str)) or way not in _ATTENTION:
                 raise UserError(f"{path}: {name} is {shown(way)}, which is not on this machine: take it out")
     if part.get("quantization_config"):
-        raise UserError(f"{path}: the encoder is quantised (quantization_config): choose it in float32 or bf16")
-    sizes = {name: fits.optional(fits.whole(1)) for name in _WIDTHS}
+        raise UserError(f"{path}: the network is quantised (quantization_config): choose it in float32 or bf16")
+    sizes: dict[str, fits.Fit] = {name: fits.optional(fits.whole(1)) for name in _WIDTHS}
+    sizes |= {f"{name}_coefficient": fits.optional(fits.number(0, 16)) for name in ("depth", "width")}
+    sizes |= dict.fromkeys(_STAGES, _few_stages)
     wrong = fits.misfit(part, {**sizes, "num_labels": fits.optional(fits.whole(0, 2**16))})
     if not wrong and not fits.few_layers(part):
         wrong = f"more than {fits.MOST_LAYERS} layers"
