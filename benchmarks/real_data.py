@@ -104,9 +104,11 @@ def head(name: str, **changes: Any) -> Way:
             trained = ff.train(
                 task.pairs, task.features, name, config=ff.TrainConfig(**given), run=Path(run) / name, split=split
             )
-            model = ff.PairClassifier.from_pretrained(trained.folder)
-            names = model.predict(task.pairs.select(split.test), task.features)
-        return [task.pairs.label_names.index(each) for each in names]
+            config = ff.EvaluateConfig(text_cache=given.get("text_cache"))  # where the test part's texts are kept too
+            evaluation = ff.evaluate(trained, task.pairs, task.features, config=config)
+        (predicted,) = evaluation.predictions.values()
+        labels: list[int] = predicted.probabilities.argmax(1).tolist()
+        return labels
 
     return way
 
