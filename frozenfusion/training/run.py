@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -23,7 +22,7 @@ from frozenfusion.model.run_folder import LATER, RECIPE, RESTORED, RunFolder
 from frozenfusion.model.saving import save_setup, save_weights
 from frozenfusion.store.reader import FeatureStore, as_store
 from frozenfusion.text.choices import OPTIONS
-from frozenfusion.text.pooling import AUTO, POOLER
+from frozenfusion.text.pooling import POOLER
 from frozenfusion.training.checkpoint import (
     HEAD_OPTIONS,
     TEXT_POOL,
@@ -37,25 +36,24 @@ from frozenfusion.training.checkpoint import (
 from frozenfusion.training.config import TrainConfig
 from frozenfusion.training.inputs import TrainingInputs, effective, meaningless
 from frozenfusion.training.messages import epoch_line, introduce
+from frozenfusion.training.origin import (
+    FROZEN_WEIGHTS,
+    PAIRS,
+    TEXT_ENCODER,
+    VOCABULARY,
+    as_flag,
+    refuse_changes,
+)
 from frozenfusion.training.plots import plot_curves, plot_learning_rate
 from frozenfusion.training.trainer import Trainer
 from frozenfusion.utils.checks import config_of
 from frozenfusion.utils.device import is_out_of_memory
 from frozenfusion.utils.errors import UserError
-from frozenfusion.utils.hub import settled
 from frozenfusion.utils.interrupts import held_back
 from frozenfusion.utils.locks import WriterLock
 from frozenfusion.utils.messages import first_few, first_line
 from frozenfusion.utils.progress import Progress, log
 from frozenfusion.utils.tensors import weights_sha256
-
-TEXT_ENCODER, WORD_VECTORS = "--text-encoder", "--word-vectors"
-PAIRS, FROZEN_WEIGHTS, VOCABULARY = "pairs", "frozen text encoder", "vocabulary"
-_TOLD = {
-    PAIRS: "pairs: their texts, labels, images or split are not the same",
-    FROZEN_WEIGHTS: "frozen text encoder: its weights are not the same",
-    VOCABULARY: "vocabulary: another version cuts the texts into other words",
-}
 
 
 @dataclass(frozen=True)
@@ -173,7 +171,7 @@ def _state(folder: RunFolder, config: TrainConfig, inputs: TrainingInputs, head:
     made_from = {
         "--fusion": head,
         "--seed": config.seed,
-        **{_flag(name): getattr(config, name) for name in fixed},
+        **{as_flag(name): getattr(config, name) for name in fixed},
         HEAD_OPTIONS: dict(effective(config, kind).head_options),
         "image features": dict(inputs.store.fingerprint),
         PAIRS: inputs.digest,
@@ -185,46 +183,9 @@ def _state(folder: RunFolder, config: TrainConfig, inputs: TrainingInputs, head:
         if config.resume == "always":
             raise UserError(f"{folder.path}: no training to resume, and `resume=always` asks for one: check `run`")
         return State(made_from)
-    state.made_from = {**{_flag(name): value for name, value in LATER.items()}, **state.made_from}
-    _refuse_changes(folder, state, made_from)
+    state.made_from = {**{as_flag(name): value for name, value in LATER.items()}, **state.made_from}
+    refuse_changes(folder, state, made_from)
     return state
-
-
-def _flag(name: str) -> str:
-    """An option as checkpoints name it."""
-    return f"--{name.replace('_', '-')}"
-
-
-def _refuse_changes(folder: RunFolder, state: State, made_from: Mapping[str, Any]) -> None:
-    changes = [
-        _change(name, state.made_from.get(name), value)
-        for name, value in made_from.items()
-        if not _is_same(name, state.made_from.get(name), value)
-    ]
-    if changes:
-        raise UserError(
-            f"{folder.path}: was trained otherwise ({'; '.join(changes)}): give the same again, or choose another `run`"
-        )
-
-
-def _is_same(name: str, old: Any, new: Any) -> bool:
-    if name in (TEXT_ENCODER, WORD_VECTORS) and isinstance(old, str) and new and settled(old) == settled(new):
-        return True
-    if name == TEXT_POOL and AUTO in (old, new):  # it was settled when the run began, if its head reads text
-        return True
-    return bool(old == new)
-
-
-def _change(name: str, old: Any, new: Any) -> str:
-    if name in _TOLD:
-        return _TOLD[name]
-    if name.startswith("--"):  # as checkpoints name options
-        name = name.removeprefix("--").replace("-", "_")
-        name = f"`{ {'fusion': 'head', 'head_option': 'head_options'}.get(name, name) }`"
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        parts = sorted(part for part in old.keys() | new.keys() if old.get(part) != new.get(part))
-        return f"{name}: " + ", ".join(f"{part} {old.get(part)} → {new.get(part)}" for part in parts)
-    return f"{name} {old} → {new}"
 
 
 def _run(
@@ -237,7 +198,7 @@ def _run(
     if encoder is not None and config.freeze_text:
         fixed[FROZEN_WEIGHTS] = weights_sha256(encoder.state_dict())
     if state.epochs:
-        _refuse_changes(folder, state, fixed)
+        refuse_changes(folder, state, fixed)
     elif encoder is not None:
         fixed[TEXT_POOL] = inputs.text_pool
     state.made_from = {**state.made_from, **fixed}
