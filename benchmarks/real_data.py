@@ -95,10 +95,10 @@ def head(name: str, **changes: Any) -> Way:
     """A head over the frozen networks; `changes` are options of the training."""
 
     def way(task: Task, split: ff.Split) -> Sequence[int]:
-        given = {"lr": 1e-3, "epochs": task.epochs, "batch_size": 16, "save_every": task.epochs, "seed": split.seed}
+        given = {"text_encoder": minilm(), "lr": 1e-3, "epochs": task.epochs, "batch_size": 16}
+        given |= {"save_every": task.epochs, "seed": split.seed}
         if name != "image":
-            texts = str(task.work / task.language)
-            given |= {"text_encoder": minilm(), "freeze_text": True, "text_cache": texts}
+            given |= {"freeze_text": True, "text_cache": str(task.work / task.language)}
         given |= changes
         with tempfile.TemporaryDirectory(dir=task.work) as run:
             trained = ff.train(
