@@ -60,7 +60,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str, int, dict[str, Any]]] = {
     "ResNet": ("ResNetModel", STAGES | {"embedding_size": 8, "layer_type": "basic"}, "ResNetModel", 0, CONVNEXT),
     "EfficientNet": (
         "EfficientNetModel",
-        {"width_coefficient": 0.1, "depth_coefficient": 0.1, "image_size": SIZE, "hidden_dim": 128},
+        {"width_coefficient": 0.1, "depth_coefficient": 0.1, "hidden_dim": 128, "batch_norm_eps": 1e-12},
         "EfficientNetModel", 0, SQUARE | {"image_processor_type": "EfficientNetImageProcessor"},
     ),
 }  # fmt: skip
