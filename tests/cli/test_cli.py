@@ -31,7 +31,7 @@ def test_the_defaults_are_the_reference_recipe():
     assert (options.lr, options.weight_decay, options.batch_size, options.epochs) == (1e-4, 1e-6, 8, 11)
     assert (options.text_encoder, options.max_length, options.fusion) == ("albert-base-v2", 128, ("concat",))
     options = cli.parse(ExtractOptions, ["data"])
-    assert (options.backbone, options.image_size, options.pool) == ("efficientnet-b7", 224, "avg")
+    assert (options.backbone, options.image_size, options.pool) == ("efficientnet-b7", None, "avg")  # its own size
 
 
 def test_flags_take_several_values():
@@ -247,7 +247,7 @@ def test_a_configuration_of_extracting_is_passed_over_where_a_file_is_only_looke
     file = tmp_path / "extract.yaml"
     file.write_text("backbone: efficientnet-b0\nimage_size: 64\ncache: features.h5\n")
     options = cli.parse(ExtractOptions, ["data", flag, "--config", str(file)])
-    assert (options.cache, options.image_size) == (Path("features.h5"), 224)
+    assert (options.cache, options.image_size) == (Path("features.h5"), None)
     assert exit_status(ExtractOptions, ["data", flag, "--config", str(file), "--image-size", "64"]) == 2
     assert f"{flag} only looks at a feature file: leave out --image-size" in capsys.readouterr().err
 

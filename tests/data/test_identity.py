@@ -142,6 +142,6 @@ def test_a_command_has_the_options_that_the_fingerprint_tells():
 
 def test_a_command_names_every_option_that_is_not_the_default():
     usual = ExtractConfig()
-    fingerprint = {"backbone": usual.backbone, "pooling": usual.pool, "image_size": usual.image_size}
+    fingerprint = {"backbone": usual.backbone, "pooling": usual.pool, "image_size": 224}
     fingerprint |= {"precision": usual.precision, "dtype": usual.dtype}
     assert "--" not in extraction_command("d", "x.h5", fingerprint, usual.weights).replace("--cache", "")

@@ -97,6 +97,7 @@ def test_the_number_of_regions_is_told_without_running_the_network(name, size):
 
 def test_the_default_backbone_has_the_shapes_of_the_reference():
     assert build_backbone("efficientnet-b7", "random").feature_shape == (2560,)
+    assert build_backbone("efficientnet-b7", "random").image_size == 224
     assert build_backbone("efficientnet-b7", "random", pool="none").feature_shape == (49, 2560)
 
 
