@@ -24,6 +24,7 @@ from transformers import AlbertConfig, AlbertModel
 
 from benchmarks.common import own_process, parser, print_table, write_results
 from frozenfusion.data.pairs import Pairs, load_pairs
+from frozenfusion.data.resize import Resize
 from frozenfusion.extraction.config import ExtractConfig
 from frozenfusion.extraction.extractor import extract
 from frozenfusion.model.classifier import build_model
@@ -138,6 +139,7 @@ class MeanColour:
 
     feature_shape = (IMAGE_WIDTH,)
     batch_size, in_flight = BATCH_SIZE, 1
+    resize = Resize(IMAGE_SIDE)
 
     def __init__(self, dtype: str) -> None:
         self.dtype, self.fingerprint = dtype, {"backbone": "mean colour"}

@@ -109,7 +109,7 @@ class Flips:
                 "evaluation": (world.evaluate("read"), self._evaluated),
                 "evaluation of the last epoch": (world.evaluate("read", "--checkpoint", "last"), self._evaluated),
                 "training that is resumed": resume,
-                "--verify": (("extract", str(out / "run"), "--verify"), lambda: snapshot(out / "run")),
+                "--verify of the run": (("extract", str(out / "run"), "--verify"), lambda: snapshot(out / "run")),
             }
         elif kind == TEXTS:
             readers = {"--verify of texts": self._verifying(self._texts), "training that is resumed": resume}

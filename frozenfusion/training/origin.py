@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from frozenfusion.model.run_folder import RunFolder
+from frozenfusion.model.run_folder import LATER, RunFolder
 from frozenfusion.text.pooling import AUTO
 from frozenfusion.training.checkpoint import TEXT_POOL, State
 from frozenfusion.utils.errors import UserError
@@ -26,11 +26,15 @@ def as_flag(name: str) -> str:
 
 
 def refuse_changes(folder: RunFolder, state: State, made_from: Mapping[str, Any]) -> None:
-    """Raise UserError, naming each difference, unless the run was made from just that."""
+    """Raise UserError, naming each difference, unless the run was made from just that.
+
+    What it does not tell, since there was no such option then, is what it was trained with all the same.
+    """
+    before = {**{as_flag(name): value for name, value in LATER.items()}, **state.made_from}
     changes = [
-        _change(name, state.made_from.get(name), value)
+        _change(name, before.get(name), value)
         for name, value in made_from.items()
-        if not _is_same(name, state.made_from.get(name), value)
+        if not _is_same(name, before.get(name), value)
     ]
     if changes:
         raise UserError(

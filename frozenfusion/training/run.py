@@ -18,7 +18,7 @@ from frozenfusion.data.splits import Split
 from frozenfusion.fusion.registry import head_class
 from frozenfusion.model.classifier import PairClassifier, build_model
 from frozenfusion.model.network import count_parameters
-from frozenfusion.model.run_folder import LATER, RECIPE, RESTORED, RunFolder
+from frozenfusion.model.run_folder import RECIPE, RESTORED, RunFolder
 from frozenfusion.model.saving import save_setup, save_weights
 from frozenfusion.store.reader import FeatureStore, as_store
 from frozenfusion.text.choices import OPTIONS
@@ -183,7 +183,6 @@ def _state(folder: RunFolder, config: TrainConfig, inputs: TrainingInputs, head:
         if config.resume == "always":
             raise UserError(f"{folder.path}: no training to resume, and `resume=always` asks for one: check `run`")
         return State(made_from)
-    state.made_from = {**{as_flag(name): value for name, value in LATER.items()}, **state.made_from}
     refuse_changes(folder, state, made_from)
     return state
 

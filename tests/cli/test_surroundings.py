@@ -258,7 +258,7 @@ def test_who_has_nothing_to_write_needs_no_disk_that_can_be_written(
     assert "(--out names another folder for the results)" in nowhere
     assert "warning" in elsewhere
     assert "--text-cache" in elsewhere
-    assert "warning" not in kept
+    assert "read-only" not in kept
     assert "(--text-cache names another folder for text features)" in no_texts
     assert len(list((spare / "texts").glob("features.text-*.h5"))) >= 1
 
