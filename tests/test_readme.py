@@ -47,7 +47,9 @@ def test_the_demo_ends_with_a_table_and_where_to_look(demo):
 
 
 def test_the_demo_on_real_networks_asks_for_data_before_it_installs_anything():
-    done = subprocess.run(["make", "demo-real"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["make", "--no-print-directory", "demo-real"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert "make demo-real DATA=" in README
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: name the folder or manifest of your pairs, as in: make demo-real DATA=")
