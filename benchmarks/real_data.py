@@ -117,7 +117,9 @@ def head(name: str, **changes: Any) -> Way:
 WAYS: dict[str, Way] = {
     "majority class": majority,
     "TF-IDF + logistic regression": tfidf,
-    "text: MiniLM": head("text"),
+    "text: BiLSTM": head("text", text_encoder="bilstm", freeze_text=False, text_cache=None),
+    "text: MiniLM, its pooler": head("text", text_pool="pooler"),
+    "text: MiniLM, mean of tokens": head("text"),
     "image: EfficientNet-Lite0": head("image"),
     "concat": head("concat"),
     "gated": head("gated"),
