@@ -78,11 +78,16 @@ class _Memory:
 
     def is_there(self) -> bool:
         """Whether as much as is needed can be had."""
-        try:
-            bytearray(self._needed)
-        except MemoryError:
-            return False
-        return True
+        return can_be_had(self._needed)
+
+
+def can_be_had(memory: int) -> bool:
+    """Whether this process could have so many bytes now."""
+    try:
+        bytearray(memory)
+    except MemoryError:
+        return False
+    return True
 
 
 def main() -> None:

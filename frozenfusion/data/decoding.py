@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from frozenfusion.data.decode_worker import BAD, DECODE, GO, NEEDS, ORDER, PIXELS, READY, REPLY
+from frozenfusion.data.decode_worker import BAD, DECODE, GO, NEEDS, ORDER, PIXELS, READY, REPLY, can_be_had
 from frozenfusion.data.images import MAX_FILE_BYTES, MAX_PIXELS, BadImage, decode_image
 from frozenfusion.data.quick import quick_bytes
 from frozenfusion.data.resize import Resize, as_resize
@@ -124,7 +124,7 @@ class Decoder:
                     self._check_open()
                     return decode_image(data, self._resize, max_pixels=self._max_pixels, draft=self._draft)
             except BadImage:
-                if _is_there(needed):
+                if can_be_had(needed):
                     raise
             except MemoryError:
                 pass
@@ -265,11 +265,3 @@ def no_memory(name: str | os.PathLike[str]) -> UserError:
         f"{os.fspath(name)}: not enough memory to decode it beside what runs: free some, or give fewer `workers`, a "
         "smaller `batch_size` or fewer `max_pixels`; finished rows are kept, and no image is marked for it"
     )
-
-
-def _is_there(needed: int) -> bool:
-    try:
-        bytearray(needed)
-    except MemoryError:
-        return False
-    return True
