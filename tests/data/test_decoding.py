@@ -210,7 +210,7 @@ def test_a_budget_is_never_exceeded_and_what_is_larger_is_held_alone():
             with lock:
                 held.remove(amount)
                 if amount > 10:
-                    assert not held
+                    assert not any(held)  # what holds nothing may run beside it
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(hold, [3, 4, 30, 5, 1, 0, 12, 10] * 8))
