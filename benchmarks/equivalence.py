@@ -77,7 +77,7 @@ class EndToEnd(nn.Module):
 
 def image_feature(network: EfficientNet, pixels: Tensor) -> Tensor:
     """The pooled feature (b, d) of pixels, uint8 (b, s, s, 3), in the network's own precision."""
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    mean, std = pixels.new_tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], dtype=torch.float32)
     x = (pixels / 255 - mean) / std
     x = x.permute(0, 3, 1, 2).to(network._conv_stem.weight.dtype)
     return F.adaptive_avg_pool2d(network.extract_features(x), 1).flatten(1)

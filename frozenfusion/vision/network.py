@@ -54,7 +54,7 @@ class FrozenNetwork(nn.Module):
         return self.in_layout(torch.channels_last)
 
     def in_layout(self, layout: torch.memory_format) -> FrozenNetwork:
-        """Hold kernels and activations as torch.channels_last (most CPUs and GPUs) or torch.contiguous_format."""
+        """Hold kernels and activations as torch.channels_last or torch.contiguous_format."""
         self.layout = layout
         self.to(memory_format=layout)  # type: ignore[call-overload]
         return self
@@ -72,9 +72,10 @@ def shape_of_features(network: FrozenNetwork, image_size: int, name: str) -> tup
 
     Raises UserError where the network fails on it, or does not give the same both times.
     """
-    picture = torch.arange(image_size * image_size * 3).view(1, image_size, image_size, 3).to(torch.uint8)
-    found = []
-    with torch.random.fork_rng(devices=[]), torch.inference_mode():
+    device = network.scale.device
+    picture = torch.arange(image_size * image_size * 3, device=device).view(1, image_size, image_size, 3)
+    picture, found = picture.to(torch.uint8), []
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.inference_mode():
         for seed in range(2):
             torch.manual_seed(seed)
             try:

@@ -268,7 +268,7 @@ def test_a_rebuild_takes_the_old_files_place_when_it_is_whole(run, monkeypatch):
 
     monkeypatch.setattr(ExtractionLoop, "_start", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run(image_size=64, rebuild=True)
+        run(image_size=64, rebuild=True, batch_size=2)
     assert FeatureStore(summary.cache).fingerprint["image_size"] == SIZE
     monkeypatch.undo()
     again = run(image_size=64, rebuild=True)
