@@ -34,8 +34,8 @@ TRIAL_BATCHES = 2  # that are waited for: the first to warm up, the second to be
 
 _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-# Tensor cores, which compute all but float32, want channels last. A rule, never the clock: each layout rounds in its own
-# way, and a row must not depend on which was faster at the moment.
+# Tensor cores, which compute all but float32, want channels last. A rule, never the clock: each layout rounds in its
+# own way, and a row must not depend on which was faster at the moment.
 _GPU_LAYOUTS = {"float32": torch.contiguous_format, "bf16": torch.channels_last, "fp16": torch.channels_last}
 
 
