@@ -81,11 +81,13 @@ def _extract(options: ExtractOptions) -> str:
         return info(_file_and_data(options)[0])
     if options.verify:
         from frozenfusion.extraction.inspection import verify
-        from frozenfusion.model.verification import runs_at, verify_run
 
-        runs = runs_at(options.data)
-        if runs:
-            return "\n".join(map(verify_run, runs))
+        if options.data.is_dir():
+            from frozenfusion.model.verification import runs_at, verify_run  # imports torch
+
+            runs = runs_at(options.data)
+            if runs:
+                return "\n".join(map(verify_run, runs))
         return verify(*_file_and_data(options), follow_links=not options.no_follow_links)
     from frozenfusion.data.pairs import load_pairs
     from frozenfusion.extraction.extractor import update_features  # imports torch

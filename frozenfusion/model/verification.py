@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from frozenfusion.model.calibration import load_calibration
@@ -12,10 +13,10 @@ from frozenfusion.utils.tensors import read_tensors
 
 
 def runs_at(path: Path) -> list[RunFolder]:
-    """The run that a folder is, or those that it holds as a sweep's does."""
-    if not path.is_dir():
-        return []
-    return [run for run in map(RunFolder, [path, *sorted(path.iterdir())]) if _is_run(run)]
+    """The run that a folder is, or those in it, as in a sweep's."""
+    with os.scandir(path) as entries:
+        folders = sorted(Path(entry) for entry in entries if entry.is_dir())
+    return [run for run in map(RunFolder, [path, *folders]) if _is_run(run)]
 
 
 def verify_run(run: RunFolder) -> str:
