@@ -20,7 +20,7 @@ def faults(*options: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_no_fault_of_a_sample_leaves_anything_wrong() -> None:
-    done = faults("--points", "60")
+    done = faults("--points", "40")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "60 faults" in done.stdout
+    assert "40 faults" in done.stdout
     assert "0 failures" in done.stdout

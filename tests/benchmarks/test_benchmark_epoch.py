@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ def test_the_epoch_benchmark_measures_every_way_beside_the_reference(
     shapes = f"--backbone efficientnet-b0 --image-size 32 --text-encoder {encoder} --device cpu"
     given = f"--data {data} {shapes} --pairs 24 --steps 1 --rounds 1 --json {tmp_path / 'figures.json'}"
     monkeypatch.setattr(sys, "argv", ["benchmarks.epoch", *given.split()])
+    monkeypatch.setattr(epoch, "own_process", lambda: ThreadPoolExecutor(1))  # each would load torch and transformers
     epoch.main()
     found = json.loads((tmp_path / "figures.json").read_text())["results"]
     assert {epoch.REFERENCE, epoch.OURS, epoch.FROZEN} <= found["ratios"].keys()
