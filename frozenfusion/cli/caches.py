@@ -17,8 +17,11 @@ def cache_to_make(data: Path, backbone: str) -> Path:
     return default_cache(data, backbone) if _caches_of(data) or not OF_VERSION_0_1.is_file() else _old(data)
 
 
-def cache_to_read(data: Path) -> Path:
-    """The one file that stage one made for `data`. Raises UserError where there is none, or several."""
+def cache_to_read(data: Path, make: str | None = None) -> Path:
+    """The one file that stage one made for `data`. Raises UserError where there is none, or several.
+
+    make: the command that makes one, by default that of the reference's network.
+    """
     found = _caches_of(data)
     if len(found) > 1:
         raise UserError(f"{data} has several feature files, {', '.join(map(str, found))}: choose one with `cache`")
@@ -27,7 +30,7 @@ def cache_to_read(data: Path) -> Path:
         return found[0]
     if OF_VERSION_0_1.is_file():
         return _old(data)
-    make = f"python extract_features.py {shlex.quote(data.as_posix())}"
+    make = make or f"python extract_features.py {shlex.quote(data.as_posix())}"
     raise UserError(f"{data} has no feature file in {FOLDER}: make it with {make}, or name yours with `cache`")
 
 

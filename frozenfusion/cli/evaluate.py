@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from tyro.conf import Positional
 
@@ -13,8 +13,12 @@ from frozenfusion.cli.caches import cache_to_read
 from frozenfusion.cli.groups import Groups
 from frozenfusion.cli.parsing import COMMON, DataOptions, run
 from frozenfusion.evaluation.config import EvaluateConfig
+from frozenfusion.store.command import default_cache, extraction_command
 from frozenfusion.utils.errors import UsageError, UserError
 from frozenfusion.utils.files import check_writable
+
+if TYPE_CHECKING:
+    from frozenfusion.model.config import ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +66,10 @@ def _evaluate(options: EvaluateOptions) -> str:
     if RunFolder(data).exists:
         raise UsageError(f"{data} is a run: give the run folders first, and the data last")
     choose_device(options.device)
-    runs = [run.path for run in find_runs(paths, options.checkpoint)]  # before the data, which may be large
+    found = find_runs(paths, options.checkpoint)  # before the data, which may be large
+    runs = [run.path for run in found]
     _check_out(options.out or (runs[0] if len(runs) == 1 else common_folder(runs)))
-    store = FeatureStore(options.cache or cache_to_read(data))
+    store = FeatureStore(options.cache or cache_to_read(data, _extraction(data, found[0].model)))
     pairs = load_pairs(data, follow_links=not options.no_follow_links)
     log.info(pairs.summary())
     evaluation = evaluate(runs, pairs, store, config=options)
@@ -74,6 +79,13 @@ def _evaluate(options: EvaluateOptions) -> str:
         log.info("%s", evaluation.table())  # what came out is told even where it cannot be kept
         raise
     return f"{evaluation.table()}\n\nresults in {options.out or evaluation.default_folder}: look at {look}"
+
+
+def _extraction(data: Path, model: ModelConfig) -> str:
+    """The command that makes such features of new data as a model was trained on."""
+    fingerprint, weights = model.image_fingerprint, model.image_weights
+    file = default_cache(data, str(fingerprint.get("backbone")))
+    return extraction_command(data, file, fingerprint, weights)
 
 
 def _check_out(folder: Path) -> None:

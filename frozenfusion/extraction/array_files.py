@@ -92,9 +92,12 @@ def _parquet(path: Path) -> Part:
         types = {field.name: field.type for field in schema}
         vectors = [name for name, kind in types.items() if hasattr(kind, "value_type")]
         named = [name for name in vectors if name in ("features", "embedding", "embeddings")] or vectors
-        if "id" not in types or len(named) != 1:
-            told = f"columns {first_few(list(types), 8)}"
-            raise UserError(f"{path}: has {told}: expected id, and one of vectors (or one of them called features)")
+        told = f"{path}: has columns {first_few(list(types), 8)}"
+        if "id" not in types:
+            raise UserError(f"{told}: expected id, the pairs' ids")
+        if len(named) != 1:
+            several = "several" if vectors else "none"
+            raise UserError(f"{told}: expected one of vectors, and {several} are: call it features or embedding")
         column, ids = named[0], _column(file, "id", path)
         first = next(iter(_vectors(file, column, path, rows=1)), np.zeros((0, 0)))
     return _part(path, ids, len(ids), first.shape[1:], first.dtype, lambda: _parquet_blocks(path, column))
@@ -164,7 +167,7 @@ def _part(
     return Part(path, ids, shape, dtype, blocks)
 
 
-def _header(file: IO[bytes], path: Path) -> tuple[int, tuple[int, ...], np.dtype[Any]]:
+def _header(file: IO[bytes], path: Path, what: str = "features") -> tuple[int, tuple[int, ...], np.dtype[Any]]:
     """How many rows a file of NumPy's holds, the shape of each, and its type; reads as far as the numbers begin."""
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
@@ -172,9 +175,8 @@ def _header(file: IO[bytes], path: Path) -> tuple[int, tuple[int, ...], np.dtype
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, by_columns, dtype = read(file)
     if dtype.hasobject:
-        raise UserError(
-            f"{path}: has an array of Python objects, which are not unpickled: save .astype(str) or numbers"
-        )
+        wanted = "str" if what == "ids" else "'float32'"
+        raise UserError(f"{path}: {what} are Python objects, which are not unpickled: save {what}.astype({wanted})")
     if not shape:
         raise UserError(f"{path}: has a single value in the place of an array: save one row for each image")
     if by_columns and len(shape) > 1:
@@ -191,7 +193,7 @@ def _blocks(file: IO[bytes], path: Path) -> Iterator[Array]:
 
 
 def _ids_in(file: IO[bytes], path: Path) -> list[str]:
-    count, shape, dtype = _header(file, path)
+    count, shape, dtype = _header(file, path, "ids")
     if shape or dtype.kind not in "USiu":
         raise UserError(f"{path}: ids are {dtype} {(count, *shape)}: expected one text or whole number for each row")
     size = byte_count((count,), dtype)

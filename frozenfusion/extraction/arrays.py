@@ -84,7 +84,7 @@ class FeatureArrays:
             what = "names of images" if self._by_image else "ids"
             raise UserError(
                 f"{self.path}: has a row for none of the {len(pairs):,} pairs of {pairs.path}: its {what} are "
-                f"{first_few(list(self._row))}, not {first_few(pairs.ids)}: check that it belongs to this data"
+                f"{first_few(list(self._row))}, not {first_few(pairs.ids)}: give each row its pair's id"
             )
         for _ in self.features(np.unique(rows[rows >= 0])):
             pass

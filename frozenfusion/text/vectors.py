@@ -127,6 +127,8 @@ def _numbers(value: bytes | NDArray[np.float32], width: int, path: Path, word: s
 def _entries(file: IO[bytes], path: Path) -> tuple[int, Iterator[Entry]]:
     """How many numbers a vector has, and all words with theirs."""
     first = file.readline(_MOST_LINE)
+    if not first:
+        raise UserError(f"`word_vectors={path}`: is empty: fetch it again")
     header = _HEADER.fullmatch(first)
     if header is None:
         width = len(first.split()) - 1
@@ -201,6 +203,6 @@ def _damaged(path: Path, what: str) -> UserError:
 
 def _unknown(path: Path) -> UserError:
     return UserError(
-        f"{path}: no word vectors as GloVe, word2vec and fastText (.vec) write them: unpack archives but .gz, and give "
-        "no models"
+        f"`word_vectors={path}`: no word vectors as GloVe, word2vec or fastText (.vec) write them: give a file of "
+        "them, unpacked or as .gz (of fastText the .vec, not the .bin)"
     )

@@ -59,8 +59,8 @@ def word_tokenizer(texts: Sequence[str], words: str) -> PreTrainedTokenizerFast:
             normalizers.Replace(Regex(_MENTION), " <user> "),
         ]
     )
-    chinese = f"[{_HAN}]" if words == "char" else f"[{_HAN}]+"
-    pattern = Regex(f"<url>|<user>|{chinese}|{_OTHERS}")
+    characters = f"[{_HAN}]" if words == "char" else f"[{_HAN}]+"
+    pattern = Regex(f"<url>|<user>|{characters}|{_OTHERS}")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(pattern, behavior="removed", invert=True)
     counts = Counter(word for text in _segmented(texts, segmenter) for word in _split(tokenizer, text))
     known = [word for word in counts if counts[word] >= MIN_COUNT]
@@ -71,7 +71,10 @@ def word_tokenizer(texts: Sequence[str], words: str) -> PreTrainedTokenizerFast:
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"$A {END}", special_tokens=[(END, SPECIAL.index(END))]
     )
-    log.info("%s words come %d times or more in the training texts and are known", f"{len(known):,}", MIN_COUNT)
+    chinese = {"char": ", Chinese by characters", JIEBA: ", Chinese as jieba cuts it"}.get(words, "")
+    log.info(
+        "%s words come %d times or more in the training texts and are known%s", f"{len(known):,}", MIN_COUNT, chinese
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,

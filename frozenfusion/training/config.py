@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from frozenfusion.text.choices import OPTIONS, RECURRENT
@@ -170,6 +171,9 @@ class TrainConfig:
         check_seed("seed", self.seed)
         at_most("rnn_width", self.rnn_width, MOST_WIDTH)
         at_most("rnn_layers", self.rnn_layers, MOST_LAYERS)
+        spelt = self.text_encoder.lower().replace("-", "").replace("_", "")
+        if spelt in RECURRENT and not self.is_recurrent and not Path(self.text_encoder).expanduser().is_dir():
+            raise UsageError(f"`text_encoder={self.text_encoder}`: perhaps {spelt}? (a folder of that name is ./NAME)")
         strange = [name for name in OPTIONS if getattr(self, name) != getattr(type(self), name)]
         if strange and not self.is_recurrent:
             raise UsageError(

@@ -14,6 +14,8 @@ from frozenfusion.text.words import vocabulary, words_of
 from frozenfusion.training.config import TrainConfig
 from frozenfusion.utils.progress import log
 
+TOO_LOW = 1e-4  # the default, which is for pretrained encoders
+
 
 def word_vectors(
     config: TrainConfig, tokenizer: PreTrainedTokenizerBase, train_texts: Sequence[str]
@@ -31,6 +33,11 @@ def word_vectors(
 
 def recurrent_encoder(config: TrainConfig, words: int, vectors: WordVectors | None, seed: int) -> PreTrainedModel:
     """The recurrent text encoder that a config names, for so many words."""
+    if not config.freeze_text and (config.text_lr or config.lr) <= TOO_LOW:
+        log.warning(
+            "a %s that starts from nothing learns little at a rate of %g: 1e-3 suits it (`lr` or `text_lr`)",
+            config.text_encoder, config.text_lr or config.lr,
+        )  # fmt: skip
     if config.freeze_text and vectors is None:
         log.warning("a frozen %s that nothing taught: give `word_vectors`, or do not freeze it", config.text_encoder)
     shape = RecurrentConfig(

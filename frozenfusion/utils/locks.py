@@ -43,6 +43,7 @@ class WriterLock:
     def __init__(self, path: Path) -> None:
         self._locked, self._path = path, lock_path(path)
         self._refused: OSError | None = None
+        self._made_folder = not path.parent.exists()
         with writing(self._path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(self._path, thread_local=False)
@@ -70,7 +71,7 @@ class WriterLock:
             raise file_error(self._refused, self._locked) from self._refused
 
     def release(self) -> None:
-        """Let the next writer in and take the lock file away."""
+        """Let the next writer in; take the lock file away, and a folder that was made for it and is empty."""
         if not self._lock.is_locked:
             return
         if os.name != "nt":  # while it is held, so that nobody's new lock is taken away
@@ -78,6 +79,9 @@ class WriterLock:
         self._lock.release()
         if os.name == "nt":  # Windows deletes no open file, and so nobody's held lock
             self._unlink()
+        if self._made_folder:
+            with contextlib.suppress(OSError):  # nothing was written into it
+                self._locked.parent.rmdir()
 
     def __enter__(self) -> WriterLock:
         return self

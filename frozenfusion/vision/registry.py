@@ -113,7 +113,7 @@ def check_backbone(name: str, revision: str | None = None) -> None:
     if not known and not folder and "/" not in name:
         raise UsageError(
             f"`backbone={name}`: no such image network: choose from {', '.join(backbone_names())}, give a hub name "
-            "(org/name), a folder or timm:NAME, or register it"
+            "(org/name), a folder or timm:NAME, or import the file that registers it (--import FILE, or in Python)"
         )
     if revision is not None and (known or folder):
         raise UsageError(f"`revision={revision}` is for a network of the hub, and {name} is none: leave it out")
