@@ -7,13 +7,14 @@ pre-norm, which trains without a warm-up.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from frozenfusion.fusion.base import NOTHING, FusionHead, HeadInputs, HeadOutput, given, register_head
+from frozenfusion.fusion.options import Range, Space
 from frozenfusion.utils.errors import UserError
 
 
@@ -86,6 +87,7 @@ class SequenceHead(FusionHead):
     needs_tokens = True
     takes_regions = True
     own_width = 128
+    search_space: ClassVar[Space] = {"layers": (1, 2, 3), "heads": (4, 8), "dropout": Range(0.0, 0.5)}
 
     def __init__(self, *, width: int, text_width: int, layers: int) -> None:
         super().__init__()

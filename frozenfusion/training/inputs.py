@@ -151,9 +151,9 @@ class TrainingInputs:
         texts = self._cached_texts(text_pool)
         return pairs.with_texts(texts if kind.needs_tokens else texts.pooled_only())
 
-    def model_config(self, head: str, text_pool: str = POOLER) -> ModelConfig:
-        """The model of a fusion head on these features, texts pooled so."""
-        config, kind = self._config, head_class(head)
+    def model_config(self, head: str, text_pool: str = POOLER, config: TrainConfig | None = None) -> ModelConfig:
+        """The model of a fusion head on these features, texts pooled so; `config` is that of a run of its own."""
+        config, kind = config or self._config, head_class(head)
         own = effective(config, kind)
         return ModelConfig(
             fusion=head,

@@ -202,7 +202,7 @@ def _run(
         fixed[TEXT_POOL] = inputs.text_pool
     state.made_from = {**state.made_from, **fixed}
     pool = POOLER if encoder is None else state.made_from[TEXT_POOL]
-    model_config = dataclasses.replace(inputs.model_config(head, pool), text_encoder=named)
+    model_config = dataclasses.replace(inputs.model_config(head, pool, config), text_encoder=named)
     model = build_model(model_config, encoder, config.seed, inputs.tokenizer)
     trainer = Trainer(
         model,
@@ -259,8 +259,9 @@ def _finish(folder: RunFolder, state: State, model: PairClassifier, seed: int) -
         seconds_per_epoch=median(line["seconds"] for line in state.history),
     )
     write_metrics(folder, state)
-    plot_learning_rate(state.history, folder.file("learning_rate.png"))
-    plot_curves(state.history, folder.file("curves.png"))
+    if not folder.figures_only:
+        plot_learning_rate(state.history, folder.file("learning_rate.png"))
+        plot_curves(state.history, folder.file("curves.png"))
     summary = dataclasses.asdict(run)
     del summary["folder"]
     finish(folder, state, model, summary)

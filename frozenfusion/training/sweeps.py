@@ -29,7 +29,7 @@ COLUMNS = [field.name for field in dataclasses.fields(TrainedRun) if field.name 
 
 
 @dataclasses.dataclass(frozen=True)
-class _Job:
+class Job:
     """One run of a sweep."""
 
     head: str
@@ -66,12 +66,12 @@ def sweep(
     seeds = [seed.item() if hasattr(seed, "item") else seed for seed in seeds]
     check_seeds(seeds)
     inputs = TrainingInputs(pairs, as_store(features), config, heads, split)
-    return train_jobs(inputs, _jobs(inputs.heads, seeds, config, folder), folder, resume=config.resume)
+    return train_jobs(inputs, jobs_of(inputs.heads, seeds, config, folder), folder, resume=config.resume)
 
 
-def train_jobs(inputs: TrainingInputs, jobs: Sequence[_Job], folder: Path, *, resume: str) -> list[TrainedRun]:
+def train_jobs(inputs: TrainingInputs, jobs: Sequence[Job], folder: Path, *, resume: str) -> list[TrainedRun]:
     """Train the jobs one after the other; see `sweep`."""
-    _check_resume(folder, jobs, resume)
+    check_resume(folder, jobs, resume)
     runs, failures = [], []
     for number, job in enumerate(jobs, 1):
         before = RunFolder(job.folder.path).summary
@@ -95,11 +95,11 @@ def train_jobs(inputs: TrainingInputs, jobs: Sequence[_Job], folder: Path, *, re
     return runs
 
 
-def _jobs(heads: Sequence[str], seeds: Sequence[int], config: TrainConfig, folder: Path) -> list[_Job]:
+def jobs_of(heads: Sequence[str], seeds: Sequence[int], config: TrainConfig, folder: Path) -> list[Job]:
     """The runs of a sweep; within it, what is there is always resumed."""
     seeds = seeds or (config.seed,)
     return [
-        _Job(
+        Job(
             head,
             dataclasses.replace(config, seed=seed, resume="auto"),
             RunFolder(folder / (f"{head}-seed{seed}" if len(seeds) > 1 else head)),
@@ -109,7 +109,8 @@ def _jobs(heads: Sequence[str], seeds: Sequence[int], config: TrainConfig, folde
     ]
 
 
-def _check_resume(folder: Path, jobs: Sequence[_Job], resume: str) -> None:
+def check_resume(folder: Path, jobs: Sequence[Job], resume: str) -> None:
+    """Raise UserError where `resume` forbids to go on, or to begin."""
     begun = [job.folder.path for job in jobs if job.folder.exists]
     if resume == "never" and begun:
         raise UserError(f"{begun[0]}: holds a training, and `resume=never` keeps off those: choose another `folder`")
@@ -117,7 +118,7 @@ def _check_resume(folder: Path, jobs: Sequence[_Job], resume: str) -> None:
         raise UserError(f"{folder}: no training to resume, and `resume=always` asks for one: check `folder`")
 
 
-def _failed(job: _Job, error: Exception) -> str:
+def _failed(job: Job, error: Exception) -> str:
     """Say that a run failed; an error that is nobody's mistake at the keyboard with where it came from."""
     reason, known = one_line(error, 1000), isinstance(error, UserError)
     log.error("%s", reason if known else f"{job.folder.path}: {type(error).__name__}: {reason}")

@@ -31,6 +31,10 @@ STATISTICS_BATCH_SIZE = 256
 SECONDS_BETWEEN_LOOKS = 2.0  # at the running loss: each look waits for the device
 
 
+class Diverged(UserError):
+    """A loss that is not finite."""
+
+
 class Trainer:
     """Trains a model on the pairs `train` (n,) of a dataset and measures it on `val` (n,), which may be empty.
 
@@ -171,7 +175,7 @@ class Trainer:
         kept = "the epochs before are kept" if self._autocast is None else "the epochs before are kept; or float32"
         rates = {name: getattr(self._config, name) or 0.0 for name in ("lr", "text_lr", "head_lr")}
         name = max(rates, key=lambda name: rates[name])
-        return UserError(f"{what}: train with a lower `{name}` than {rates[name]:g} in another `run` ({kept})")
+        return Diverged(f"{what}: train with a lower `{name}` than {rates[name]:g} in another `run` ({kept})")
 
     def _inverse_frequencies(self) -> Tensor:
         """Weight of each class, (c,), n / (c * its count): 1 on average over the training pairs."""
