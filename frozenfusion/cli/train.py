@@ -141,16 +141,8 @@ def _train(options: TrainOptions) -> str:
 def _tune(options: TrainOptions, pairs: Pairs, store: FeatureStore, folder: Path) -> str:
     from frozenfusion.training.tuning import tune, tuning_table
 
-    runs = tune(
-        pairs,
-        store,
-        options.fusion,
-        trials=options.tune or 1,
-        grid=parse_grid(options.grid) or None,
-        seeds=options.seeds,
-        config=_config(options),
-        folder=folder,
-    )
+    search: dict[str, Any] = {"trials": options.tune} if options.tune else {"grid": parse_grid(options.grid)}
+    runs = tune(pairs, store, options.fusion, **search, seeds=options.seeds, config=_config(options), folder=folder)
     return f"{tuning_table(runs)}\n\n{_summary(runs, folder, store, options)}"
 
 

@@ -63,7 +63,7 @@ class State:
 def commit(folder: RunFolder, state: State, model: PairClassifier, optimizer: torch.optim.Optimizer) -> None:
     """Make the epoch that just ended count. Raises UserError where the disk refuses: then the one before counts."""
     done = state.epochs
-    if state.best == done:
+    if state.best == done and not folder.figures_only:
         save_weights(model, folder.best(done))
     write_tensors(folder.checkpoint, _tensors(model, optimizer), _header(state))
     write_metrics(folder, state)

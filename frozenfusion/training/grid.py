@@ -28,7 +28,7 @@ def changed(config: TrainConfig, options: Mapping[str, Any]) -> TrainConfig:
 
 def check_trials(trials: int) -> None:
     """Raise UsageError for what cannot be a number of trials."""
-    whole("tune", trials, 1)
+    whole("tune", trials, 2)
     at_most("tune", trials, MOST_TRIALS)
 
 

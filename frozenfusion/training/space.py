@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -14,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from frozenfusion.fusion.base import FusionHead
-from frozenfusion.fusion.options import HEAD, Range, Space
+from frozenfusion.fusion.options import HEAD, MOST_TRIALS, Range, Space
 from frozenfusion.fusion.registry import head_options
 from frozenfusion.training.config import TrainConfig
 from frozenfusion.training.grid import OF_TRIALS
 from frozenfusion.training.inputs import meaningless
+from frozenfusion.utils.errors import UsageError
 
 RATES = Range(3e-5, 1e-2, log=True)  # of what is trained from scratch
 FINE_TUNING_RATES = Range(3e-6, 1e-4, log=True)  # of a pretrained text encoder
@@ -48,9 +50,12 @@ def _at(of: Range | Sequence[Any], share: float) -> Any:
 
 
 def grid_points(grid: Mapping[str, Sequence[Any]], head: type[FusionHead]) -> list[dict[str, Any]]:
-    """Every combination of the values of those options that mean something to a head."""
+    """Every combination of the values of those options that mean something to a head. Raises UsageError for many."""
     known = {HEAD + name for name in head_options(head)} | set(OF_TRIALS) - meaningless(head)
     names = [name for name in grid if name in known]
+    count = math.prod(len(grid[name]) for name in names)
+    if count > MOST_TRIALS:
+        raise UsageError(f"`grid`: {count:,} trials of {head.name}, more than {MOST_TRIALS:,}: give fewer values")
     return [dict(zip(names, values, strict=True)) for values in itertools.product(*(grid[name] for name in names))]
 
 

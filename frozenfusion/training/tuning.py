@@ -14,7 +14,6 @@ import torch
 
 from frozenfusion.data.pairs import Pairs
 from frozenfusion.data.splits import Split
-from frozenfusion.fusion.options import MOST_TRIALS
 from frozenfusion.fusion.registry import build_head, head_class
 from frozenfusion.model.config import DEFAULT_WIDTH
 from frozenfusion.model.run_folder import RunFolder
@@ -43,6 +42,7 @@ from frozenfusion.utils.locks import WriterLock
 from frozenfusion.utils.progress import log
 from frozenfusion.utils.tables import as_text, to_csv
 
+ANOTHER = "give the same again, or choose another `run`"
 COLUMNS = ("head", "trial", "chosen", "options", "val_accuracy", "val_macro_f1", "val_loss", "seconds")
 
 
@@ -84,9 +84,11 @@ def tune(
     inputs = TrainingInputs(pairs, as_store(features), config, heads, split)
     if not inputs.split.val:
         raise UsageError("`tune` chooses on the validation part, and there is none: raise `val_fraction`")
-    plan = {head: _options(head, config, trials, grid, inputs.heads) for head in inputs.heads}
+    plan = _plan(inputs.heads, config, trials, grid)
     jobs = {head: _trial_jobs(inputs, head, plan[head], config, folder / TRIALS) for head in inputs.heads}
-    _train_trials(inputs, [job for of in jobs.values() for job in of], folder / TRIALS, config.resume)
+    every = [job for of in jobs.values() for job in of]
+    check_resume(folder, [*every, *jobs_of(inputs.heads, seeds, config, folder)], config.resume)
+    _train_trials(inputs, every, folder / TRIALS)
     tunings = {head: _tuning(plan[head], jobs[head], config.epochs) for head in inputs.heads}
     keep_current(folder / TABLE, _as_csv(tunings))
     chosen = {head: changed(config, plan[head][of.best]) for head, of in tunings.items()}
@@ -99,21 +101,20 @@ def tune(
     return runs
 
 
-def _options(
-    head: str, config: TrainConfig, trials: int, grid: Mapping[str, Sequence[Any]] | None, heads: Sequence[str]
-) -> list[dict[str, Any]]:
-    """The options of each trial of a head, beside those of the config."""
-    kind = head_class(head)
+def _plan(
+    heads: Sequence[str], config: TrainConfig, trials: int, grid: Mapping[str, Sequence[Any]] | None
+) -> dict[str, list[dict[str, Any]]]:
+    """The options of each trial of each head, beside those of the config."""
     if grid is None:
-        space = search_space(kind, config)
-        return [{}, *(drawn(space, config.seed, head, number) for number in range(1, trials))]
-    taken = {name for each in heads for point in grid_points(grid, head_class(each)) for name in point}
-    strange = [name for name in grid if name not in taken]
+        spaces = {head: search_space(head_class(head), config) for head in heads}
+        return {
+            head: [{}, *(drawn(space, config.seed, head, number) for number in range(1, trials))]
+            for head, space in spaces.items()
+        }
+    points = {head: grid_points(grid, head_class(head)) for head in heads}
+    strange = grid.keys() - {name for of in points.values() for name in of[0]}
     if strange:
-        raise UsageError(f"`grid`: {strange[0]} means nothing to {', '.join(heads)}")
-    points = grid_points(grid, kind)
-    if len(points) > MOST_TRIALS:
-        raise UsageError(f"`grid`: {len(points):,} trials of {head}, more than {MOST_TRIALS:,}: give fewer values")
+        raise UsageError(f"`grid`: {min(strange)} means nothing to {', '.join(heads)}: leave it out")
     return points
 
 
@@ -126,7 +127,11 @@ def _trial_jobs(
     for number, each in enumerate(options):
         trial = changed(plain, each)
         _check_head(inputs, head, trial)
-        jobs.append(Job(head, trial, RunFolder(folder / f"{head}-{number:03d}", figures_only=True)))
+        run = RunFolder(folder / f"{head}-{number:03d}", figures_only=True)
+        done = run.summary.get("epochs", 0)
+        if done > config.epochs:
+            raise UserError(f"{run.path}: a trial of {done} epochs, more than `epochs={config.epochs}`: {ANOTHER}")
+        jobs.append(Job(head, trial, RunFolder(run.path, figures_only=True)))
     return jobs
 
 
@@ -138,9 +143,8 @@ def _check_head(inputs: TrainingInputs, head: str, config: TrainConfig) -> None:
         build_head(model.head, width=width, text_width=width, classes=len(model.label_names), **model.fusion_options)
 
 
-def _train_trials(inputs: TrainingInputs, jobs: Sequence[Job], folder: Path, resume: str) -> None:
+def _train_trials(inputs: TrainingInputs, jobs: Sequence[Job], folder: Path) -> None:
     """Train what is not there yet. A loss that is not finite is what came out of a trial; other failures are told."""
-    check_resume(folder, jobs, resume)
     try:
         train_jobs(inputs, jobs, folder, resume="auto")
     except UserError:
