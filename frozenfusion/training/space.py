@@ -29,7 +29,13 @@ DROPOUTS = Range(0.0, 0.8)
 
 
 def search_space(head: type[FusionHead], config: TrainConfig) -> dict[str, Range | Sequence[Any]]:
-    """What random search tries of a head: learning rates, weight decay, dropout, and what the head declares."""
+    """What random search tries of a head: learning rates, weight decay, dropout, and what the head declares.
+
+    Raises UsageError for a head that declares no values.
+    """
+    for name, of in head.search_space.items():
+        if not isinstance(of, Range | list | tuple) or of in ([], ()):
+            raise UsageError(f"fusion head {head.name}: search_space: {name} needs a Range, or a tuple of values")
     fine_tuned = not config.freeze_text and config.text_weights == "pretrained" and not config.is_recurrent
     rates: Space = {"lr" if config.head_lr is None else "head_lr": RATES}
     if fine_tuned and "text" in head.uses:

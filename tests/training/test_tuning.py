@@ -208,6 +208,10 @@ def test_a_head_of_a_user_s_own_gets_what_is_common_and_what_it_declares() -> No
 
         assert list(search_space(Declared, frozen)) == ["lr", "weight_decay", "image_dropout", "head.depth"]
         assert "head_lr" in search_space(Declared, TrainConfig(freeze_text=True, head_lr=1e-3))
+        for nothing in ((), "abc", None):
+            Declared.search_space = {"depth": nothing}
+            with pytest.raises(UsageError, match="search_space: depth needs a Range, or a tuple of values"):
+                search_space(Declared, frozen)
     finally:
         HEADS.remove("declared")
     assert list(search_space(head_class("image"), TrainConfig())) == ["lr", "weight_decay", "image_dropout"]
