@@ -121,7 +121,7 @@ def options_line(options: Mapping[str, Any]) -> str:
 def tuning_cells(tunings: Mapping[str, Tuning]) -> list[list[str]]:
     """A table of what was chosen, by the name that each tuning has, and the expected best accuracy of fewer trials."""
     counts = _counts(max((len(tuning.trials) for tuning in tunings.values()), default=0))
-    cells = [["", "trials", *(f"best of {count} %" for count in counts), "chosen"]]
+    cells = [["", "trials", *(f"best of {count}" for count in counts), "chosen"]]
     for name, tuning in tunings.items():
         expected = tuning.expected_best()
         best = [f"{100 * expected[count - 1]:.1f}" if count <= len(expected) else "–" for count in counts]

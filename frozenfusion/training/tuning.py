@@ -199,6 +199,8 @@ def _as_csv(tunings: Mapping[str, Tuning]) -> str:
 
 
 def tuning_table(runs: Sequence[TrainedRun]) -> str:
-    """What was chosen for each head of tuned runs, one per line, and the validation accuracy of fewer trials."""
+    """What was chosen for each head of tuned runs, one per line, and the expected best validation accuracy, in %."""
     found = {run.fusion: load_tuning(RunFolder(run.folder)) for run in runs}
-    return as_text(tuning_cells({head: tuning for head, tuning in found.items() if tuning is not None}))
+    *cells, chosen = zip(*tuning_cells({head: of for head, of in found.items() if of is not None}), strict=True)
+    width = max(map(len, chosen))
+    return as_text([[*row, last.ljust(width)] for *row, last in zip(*cells, chosen, strict=True)])

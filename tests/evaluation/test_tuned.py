@@ -35,7 +35,7 @@ def test_the_page_shows_the_tuning_and_whether_all_heads_had_the_same(world: Pat
     assert "expected best validation accuracy of concat over the number of trials" in page
     assert "lr=0.002 head.&lt;b&gt;=&lt;i&gt;" in page
     assert "<i>" not in page
-    assert "best of 3 %" in (tmp_path / "comparison.md").read_text(encoding="utf-8")
+    assert "| best of 3 |" in (tmp_path / "comparison.md").read_text(encoding="utf-8")
     tuned(runs[1], 2)
     runs.append(trained.make_run(world, "text", "text"))
     uneven = ff.evaluate(runs, pairs, world / "features.h5", config=config).table()

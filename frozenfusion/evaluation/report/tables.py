@@ -13,8 +13,8 @@ from frozenfusion.utils.messages import printable
 from frozenfusion.utils.tables import Cells, as_markdown, as_text, escape_markdown, to_csv
 
 TUNED = (
-    "The expected best validation accuracy of so many trials, and the options of the best of all. It is the best of "
-    "several, so optimistic: quote the scores above."
+    "The expected best validation accuracy (%) of so many trials, and the options of the best of all. The best of "
+    "several is optimistic: quote the scores above."
 )
 
 
