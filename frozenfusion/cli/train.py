@@ -16,7 +16,7 @@ from frozenfusion.cli.caches import cache_to_read
 from frozenfusion.cli.groups import Groups
 from frozenfusion.cli.parsing import COMMON, RESUMED, DataOptions, run
 from frozenfusion.fusion.options import parse_options
-from frozenfusion.training.config import ALL, TrainConfig, check_heads, check_seeds, recipe
+from frozenfusion.training.config import ALL, TrainConfig, check_heads, check_jobs, check_seeds, recipe
 
 if TYPE_CHECKING:
     from frozenfusion.data.pairs import Pairs
@@ -44,7 +44,7 @@ class TrainOptions(DataOptions, TrainConfig):
             *("recipe", "optimizer", "text_lr", "head_lr", "warmup", "clip", "accumulate"),
             *("label_smoothing", "focal", "patience", "standardise_images", "region_pool"),
         ),
-        "speed": ("device", "precision", "compile"),
+        "speed": ("device", "precision", "compile", "jobs"),
         "resuming": ("resume", "save_every"),
         "general": COMMON,
     }
@@ -70,6 +70,9 @@ class TrainOptions(DataOptions, TrainConfig):
     recipe: Literal["reference", "tuned"] = "reference"
     """a named set of options; those that are given beside it win"""
 
+    jobs: int | Literal["auto"] = "auto"
+    """runs of several heads or seeds that are trained at once; auto is one per core with frozen text, or per GPU"""
+
     @classmethod
     def recipe_options(cls, name: str) -> Mapping[str, Any]:
         """The options that a recipe stands for."""
@@ -86,6 +89,7 @@ class TrainOptions(DataOptions, TrainConfig):
         super().__post_init__()
         check_heads(self.fusion)
         check_seeds(self.seeds)
+        check_jobs(self.jobs)
 
 
 def main(arguments: Sequence[str] | None = None, command: str | None = None) -> int:
@@ -117,7 +121,13 @@ def _train(options: TrainOptions) -> str:
         runs = [_train_one(options, pairs, store)]
         return _summary(runs, runs[0].folder, store, options)
     folder = options.run or DEFAULT_FOLDER
-    runs = sweep(pairs, store, options.fusion, seeds=options.seeds, config=_config(options), folder=folder)
+    runs = sweep(
+        *(pairs, store, options.fusion),
+        seeds=options.seeds,
+        config=_config(options),
+        folder=folder,
+        jobs=options.jobs,
+    )
     return _summary(runs, folder, store, options)
 
 
