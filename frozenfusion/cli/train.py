@@ -16,7 +16,7 @@ from frozenfusion.cli.caches import cache_to_read
 from frozenfusion.cli.groups import Groups
 from frozenfusion.cli.parsing import COMMON, RESUMED, DataOptions, run
 from frozenfusion.fusion.options import parse_grid, parse_options
-from frozenfusion.training.config import ALL, TrainConfig, check_heads, check_seeds, recipe
+from frozenfusion.training.config import ALL, TrainConfig, check_heads, check_jobs, check_seeds, recipe
 from frozenfusion.training.grid import check_grid, check_trials
 from frozenfusion.utils.errors import UsageError
 
@@ -47,7 +47,7 @@ class TrainOptions(DataOptions, TrainConfig):
             *("recipe", "optimizer", "text_lr", "head_lr", "warmup", "clip", "accumulate"),
             *("label_smoothing", "focal", "patience", "standardise_images", "region_pool"),
         ),
-        "speed": ("device", "precision", "compile"),
+        "speed": ("device", "precision", "compile", "jobs"),
         "resuming": ("resume", "save_every"),
         "general": COMMON,
     }
@@ -79,6 +79,9 @@ class TrainOptions(DataOptions, TrainConfig):
     recipe: Literal["reference", "tuned"] = "reference"
     """a named set of options; those that are given beside it win"""
 
+    jobs: int | Literal["auto"] = "auto"
+    """runs of several heads or seeds that are trained at once; auto is one per core with frozen text, or per GPU"""
+
     @classmethod
     def recipe_options(cls, name: str) -> Mapping[str, Any]:
         """The options that a recipe stands for."""
@@ -95,6 +98,7 @@ class TrainOptions(DataOptions, TrainConfig):
         super().__post_init__()
         check_heads(self.fusion)
         check_seeds(self.seeds)
+        check_jobs(self.jobs)
         if self.tune and self.grid:
             raise UsageError("`tune` draws its trials at random, `grid` names them: give one of them")
         if self.tune:
@@ -134,7 +138,13 @@ def _train(options: TrainOptions) -> str:
     folder = options.run or DEFAULT_FOLDER
     if tuned:
         return _tune(options, pairs, store, folder)
-    runs = sweep(pairs, store, options.fusion, seeds=options.seeds, config=_config(options), folder=folder)
+    runs = sweep(
+        *(pairs, store, options.fusion),
+        seeds=options.seeds,
+        config=_config(options),
+        folder=folder,
+        jobs=options.jobs,
+    )
     return _summary(runs, folder, store, options)
 
 
@@ -142,7 +152,14 @@ def _tune(options: TrainOptions, pairs: Pairs, store: FeatureStore, folder: Path
     from frozenfusion.training.tuning import tune, tuning_table
 
     search: dict[str, Any] = {"trials": options.tune} if options.tune else {"grid": parse_grid(options.grid)}
-    runs = tune(pairs, store, options.fusion, **search, seeds=options.seeds, config=_config(options), folder=folder)
+    runs = tune(
+        *(pairs, store, options.fusion),
+        **search,
+        seeds=options.seeds,
+        config=_config(options),
+        folder=folder,
+        jobs=options.jobs,
+    )
     return f"{tuning_table(runs)}\n\n{_summary(runs, folder, store, options)}"
 
 

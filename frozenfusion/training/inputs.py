@@ -87,6 +87,16 @@ class TrainingInputs:
         return told
 
     @property
+    def config(self) -> TrainConfig:
+        """What they are made by."""
+        return self._config
+
+    def prepare(self) -> None:
+        """Make now what is made on first use: tokens, and the cached features of texts."""
+        for head in self.heads:
+            self.dataset(head, self.text_pool if "text" in head_class(head).uses else POOLER)
+
+    @property
     def train(self) -> Rows:
         """Positions of the training pairs in the dataset."""
         return np.arange(len(self.split.train))

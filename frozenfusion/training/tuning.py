@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -28,12 +28,13 @@ from frozenfusion.model.tuning import (
     tuning_cells,
 )
 from frozenfusion.store.reader import FeatureStore, as_store
-from frozenfusion.training.config import ALL, TrainConfig, check_seeds
+from frozenfusion.training.config import ALL, TrainConfig, check_jobs, check_seeds
 from frozenfusion.training.grid import changed, check_grid, check_trials
 from frozenfusion.training.inputs import TrainingInputs
+from frozenfusion.training.jobs import Job
 from frozenfusion.training.run import TrainedRun, train_run
 from frozenfusion.training.space import drawn, given, grid_points, search_space
-from frozenfusion.training.sweeps import DEFAULT_FOLDER, Job, check_resume, jobs_of, train_jobs
+from frozenfusion.training.sweeps import DEFAULT_FOLDER, check_resume, jobs_of, train_jobs
 from frozenfusion.training.trainer import Diverged
 from frozenfusion.utils.checks import config_of
 from frozenfusion.utils.errors import UsageError, UserError
@@ -57,6 +58,7 @@ def tune(
     config: TrainConfig | None = None,
     folder: str | os.PathLike[str] = DEFAULT_FOLDER,
     split: Split | None = None,
+    jobs: int | Literal["auto"] = "auto",
 ) -> list[TrainedRun]:
     """Try options for every head, and train each with its best ones, seed by seed: the runs of these.
 
@@ -66,7 +68,7 @@ def tune(
     and no parameters; all are in tuning.csv, and each run has those of its head in its tuning.json.
 
     Args:
-        pairs, features, heads, seeds, folder, split: as for `sweep`; trials have the config's seed.
+        pairs, features, heads, seeds, folder, split, jobs: as for `sweep`; trials have the config's seed.
         config: what every trial starts from; its epochs are the budget of each.
         trials: of each head.
         grid: the values to try of each option, in place of random trials: a head gets every combination of those
@@ -79,23 +81,24 @@ def tune(
     heads = [heads] if isinstance(heads, str) else heads
     seeds = [seed.item() if hasattr(seed, "item") else seed for seed in seeds]
     check_seeds(seeds)
+    check_jobs(jobs)
     check_trials(trials)
     check_grid(grid or {}, config)
     inputs = TrainingInputs(pairs, as_store(features), config, heads, split)
     if not inputs.split.val:
         raise UsageError("`tune` chooses on the validation part, and there is none: raise `val_fraction`")
     plan = _plan(inputs.heads, config, trials, grid)
-    jobs = {head: _trial_jobs(inputs, head, plan[head], config, folder / TRIALS) for head in inputs.heads}
-    every = [job for of in jobs.values() for job in of]
+    tried = {head: _trial_jobs(inputs, head, plan[head], config, folder / TRIALS) for head in inputs.heads}
+    every = [job for of in tried.values() for job in of]
     check_resume(folder, [*every, *jobs_of(inputs.heads, seeds, config, folder)], config.resume)
-    _train_trials(inputs, every, folder / TRIALS)
-    tunings = {head: _tuning(plan[head], jobs[head], config.epochs) for head in inputs.heads}
+    _train_trials(inputs, every, folder / TRIALS, jobs)
+    tunings = {head: _tuning(plan[head], tried[head], config.epochs) for head in inputs.heads}
     keep_current(folder / TABLE, _as_csv(tunings))
     chosen = {head: changed(config, plan[head][of.best]) for head, of in tunings.items()}
     final = [job for head in inputs.heads for job in jobs_of([head], seeds, chosen[head], folder)]
     for job in final:
         _make_way(job, tunings[job.head])
-    runs = train_jobs(inputs, final, folder, resume="auto")
+    runs = train_jobs(inputs, final, folder, at_once=jobs)
     for job in final:
         save_tuning(job.folder, tunings[job.head])
     return runs
@@ -143,10 +146,10 @@ def _check_head(inputs: TrainingInputs, head: str, config: TrainConfig) -> None:
         build_head(model.head, width=width, text_width=width, classes=len(model.label_names), **model.fusion_options)
 
 
-def _train_trials(inputs: TrainingInputs, jobs: Sequence[Job], folder: Path) -> None:
+def _train_trials(inputs: TrainingInputs, jobs: Sequence[Job], folder: Path, at_once: int | Literal["auto"]) -> None:
     """Train what is not there yet. A loss that is not finite is what came out of a trial; other failures are told."""
     try:
-        train_jobs(inputs, jobs, folder, resume="auto")
+        train_jobs(inputs, jobs, folder, at_once=at_once)
     except UserError:
         for job in jobs:  # once more what failed, which says why
             with contextlib.suppress(Diverged):
