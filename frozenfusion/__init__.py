@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from frozenfusion.training.run import TrainedRun as TrainedRun
     from frozenfusion.training.run import train as train
     from frozenfusion.training.sweeps import sweep as sweep
+    from frozenfusion.training.tuning import tune as tune
     from frozenfusion.utils.errors import UsageError as UsageError
     from frozenfusion.utils.errors import UserError as UserError
     from frozenfusion.vision.registry import backbone_names as backbone_names
@@ -68,5 +69,6 @@ face(
         "split_pairs": "frozenfusion.data.splits",
         "sweep": "frozenfusion.training.sweeps",
         "train": "frozenfusion.training.run",
+        "tune": "frozenfusion.training.tuning",
     },
 )

@@ -15,8 +15,10 @@ from tyro.conf import Positional
 from frozenfusion.cli.caches import cache_to_read
 from frozenfusion.cli.groups import Groups
 from frozenfusion.cli.parsing import COMMON, RESUMED, DataOptions, run
-from frozenfusion.fusion.options import parse_options
-from frozenfusion.training.config import ALL, TrainConfig, check_heads, check_seeds, recipe
+from frozenfusion.fusion.options import parse_grid, parse_options
+from frozenfusion.training.config import ALL, TrainConfig, check_heads, check_jobs, check_seeds, recipe
+from frozenfusion.training.grid import check_grid, check_trials
+from frozenfusion.utils.errors import UsageError
 
 if TYPE_CHECKING:
     from frozenfusion.data.pairs import Pairs
@@ -39,12 +41,13 @@ class TrainOptions(DataOptions, TrainConfig):
             *("epochs", "batch_size", "lr", "weight_decay", "schedule"),
             *("class_weights", "val_fraction", "seed", "seeds"),
         ),
+        "tuning": ("tune", "grid"),
         "dropout": ("image_dropout", "modality_dropout"),
         "refinements": (
             *("recipe", "optimizer", "text_lr", "head_lr", "warmup", "clip", "accumulate"),
             *("label_smoothing", "focal", "patience", "standardise_images", "region_pool"),
         ),
-        "speed": ("device", "precision", "compile"),
+        "speed": ("device", "precision", "compile", "jobs"),
         "resuming": ("resume", "save_every"),
         "general": COMMON,
     }
@@ -67,8 +70,17 @@ class TrainOptions(DataOptions, TrainConfig):
     seeds: tuple[int, ...] = ()
     """repeat training with each of these seeds, on the split that --seed makes"""
 
+    tune: int = 0
+    """trials of every head, the best on the validation part is trained: docs/tuning.md; 0 takes the options as given"""
+
+    grid: tuple[str, ...] = ()
+    """NAME=VALUE,VALUE in place of random trials: every combination, as in lr=1e-4,1e-3 head.layers=1,2"""
+
     recipe: Literal["reference", "tuned"] = "reference"
     """a named set of options; those that are given beside it win"""
+
+    jobs: int | Literal["auto"] = "auto"
+    """runs of several heads or seeds that are trained at once; auto is one per core with frozen text, or per GPU"""
 
     @classmethod
     def recipe_options(cls, name: str) -> Mapping[str, Any]:
@@ -86,6 +98,12 @@ class TrainOptions(DataOptions, TrainConfig):
         super().__post_init__()
         check_heads(self.fusion)
         check_seeds(self.seeds)
+        check_jobs(self.jobs)
+        if self.tune and self.grid:
+            raise UsageError("`tune` draws its trials at random, `grid` names them: give one of them")
+        if self.tune:
+            check_trials(self.tune)
+        check_grid(parse_grid(self.grid), _config(self))
 
 
 def main(arguments: Sequence[str] | None = None, command: str | None = None) -> int:
@@ -107,7 +125,8 @@ def _train(options: TrainOptions) -> str:
         if name != ALL:
             head_class(name)
     choose_device(options.device)
-    single = len(options.fusion) == 1 and options.fusion != (ALL,) and len(options.seeds) < 2
+    tuned = bool(options.tune or options.grid)
+    single = len(options.fusion) == 1 and options.fusion != (ALL,) and len(options.seeds) < 2 and not tuned
     if single:
         RunFolder(options.run or default_folder(options.fusion[0])).check_free()
     pairs = load_pairs(options.data, follow_links=not options.no_follow_links)
@@ -117,8 +136,31 @@ def _train(options: TrainOptions) -> str:
         runs = [_train_one(options, pairs, store)]
         return _summary(runs, runs[0].folder, store, options)
     folder = options.run or DEFAULT_FOLDER
-    runs = sweep(pairs, store, options.fusion, seeds=options.seeds, config=_config(options), folder=folder)
+    if tuned:
+        return _tune(options, pairs, store, folder)
+    runs = sweep(
+        *(pairs, store, options.fusion),
+        seeds=options.seeds,
+        config=_config(options),
+        folder=folder,
+        jobs=options.jobs,
+    )
     return _summary(runs, folder, store, options)
+
+
+def _tune(options: TrainOptions, pairs: Pairs, store: FeatureStore, folder: Path) -> str:
+    from frozenfusion.training.tuning import tune, tuning_table
+
+    search: dict[str, Any] = {"trials": options.tune} if options.tune else {"grid": parse_grid(options.grid)}
+    runs = tune(
+        *(pairs, store, options.fusion),
+        **search,
+        seeds=options.seeds,
+        config=_config(options),
+        folder=folder,
+        jobs=options.jobs,
+    )
+    return f"{tuning_table(runs)}\n\n{_summary(runs, folder, store, options)}"
 
 
 def _train_one(options: TrainOptions, pairs: Pairs, store: FeatureStore) -> TrainedRun:

@@ -19,7 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frozenfusion.evaluation import metrics
+from frozenfusion.evaluation.naming import told_apart
 from frozenfusion.fusion.base import MODALITIES
+from frozenfusion.model.tuning import Tuning
 from frozenfusion.utils.errors import UsageError
 from frozenfusion.utils.progress import log
 
@@ -37,6 +39,8 @@ class RunResult:
     head: str
     recipe: str  # all that the run was made with but its seed: runs of one recipe are repetitions
     probabilities: Floats  # (n, c)
+    options: Mapping[str, Any] = field(default_factory=dict)  # the recipe by name, options of the head as `head.NAME`
+    tuning: Tuning | None = None  # how the options were chosen
     without: Mapping[str, Floats] = field(default_factory=dict)  # (n, c) each, with "text" or "image" hidden
     parts: Mapping[str, Floats] = field(default_factory=dict)  # (n, c) each: every modality's own classifier
     calibrated: Floats | None = None  # (n, c): the same probabilities at the run's temperature
@@ -205,12 +209,16 @@ def compare(
 
 
 def _groups(runs: Sequence[RunResult]) -> dict[str, tuple[RunResult, ...]]:
-    """Runs of one recipe under the head's name, or under the first run's where several recipes share the head."""
-    by_recipe: dict[tuple[str, str], list[RunResult]] = defaultdict(list)
+    """Runs of one recipe under the head's name; where several recipes share the head, with what differs in them."""
+    by_recipe: dict[str, dict[str, list[RunResult]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
-        by_recipe[run.head, run.recipe].append(run)
-    recipes = [head for head, _ in by_recipe]
-    return {head if recipes.count(head) == 1 else group[0].name: tuple(group) for (head, _), group in by_recipe.items()}
+        by_recipe[run.head][run.recipe].append(run)
+    groups: dict[str, tuple[RunResult, ...]] = {}
+    for head, recipes in by_recipe.items():
+        first = [group[0] for group in recipes.values()]
+        names = told_apart(head, [run.options for run in first], [run.name for run in first])
+        groups |= {name: tuple(group) for name, group in zip(names, recipes.values(), strict=True)}
+    return groups
 
 
 def _resampled_scores(

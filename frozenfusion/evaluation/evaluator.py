@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -23,6 +24,7 @@ from frozenfusion.evaluation.report.tables import comparison_text
 from frozenfusion.evaluation.runs import Run, common_folder
 from frozenfusion.model.calibration import TemperatureScaling, load_calibration, save_calibration
 from frozenfusion.model.inference import Arithmetic, Predicted
+from frozenfusion.model.tuning import load_tuning
 from frozenfusion.store.reader import FeatureStore, as_store
 from frozenfusion.utils.checks import config_of
 from frozenfusion.utils.device import autocast_type, choose_device
@@ -141,7 +143,9 @@ class Evaluation:
             RunResult(
                 name=run.name,
                 head=run.model.fusion,
-                recipe=run.folder.recipe,
+                recipe=json.dumps(run.folder.recipe, sort_keys=True, default=str),
+                options=run.folder.recipe,
+                tuning=load_tuning(run.folder),
                 probabilities=found[run.name].probabilities[keep],
                 without={name: of[keep] for name, of in found[run.name].without.items()},
                 parts={name: of[keep] for name, of in found[run.name].parts.items()},

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from frozenfusion.model.config import ModelConfig
 from frozenfusion.model.run_folder import RESTORED, RunFolder
+from frozenfusion.model.tuning import TABLE, TRIALS
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import writing
 from frozenfusion.utils.messages import first_few
@@ -62,7 +63,7 @@ def _runs_in(path: Path) -> list[RunFolder]:
     with writing(path):
         folders = [] if _lost_its_config(run) else sorted(path.iterdir()) if path.is_dir() else []
     for folder in folders:
-        if _lost_its_config(RunFolder(folder)):
+        if _lost_its_config(RunFolder(folder)) or _holds_trials(folder):
             continue
         if not _is_there(RunFolder(folder)) and any(map(_is_there, map(RunFolder, _below(folder)))):
             log.warning("%s: holds runs of its own, left out: name it too", folder)
@@ -78,6 +79,11 @@ def _lost_its_config(run: RunFolder) -> bool:
     if lost:
         log.warning("%s: has no config.json, left out: %s", run.path, RESTORED)
     return lost
+
+
+def _holds_trials(folder: Path) -> bool:
+    """Whether a folder is that of the trials of a sweep that was tuned, which are no models."""
+    return folder.name == TRIALS and folder.with_name(TABLE).is_file()
 
 
 def _below(folder: Path) -> list[Path]:

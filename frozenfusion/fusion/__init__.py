@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from frozenfusion.fusion.base import HeadInputs as HeadInputs
     from frozenfusion.fusion.base import HeadOutput as HeadOutput
     from frozenfusion.fusion.base import register_head as register_head
+    from frozenfusion.fusion.options import Range as Range
     from frozenfusion.fusion.registry import head_names as head_names
 
 face(
@@ -19,6 +20,7 @@ face(
         "FeatureHead": "frozenfusion.fusion.base",
         "HeadInputs": "frozenfusion.fusion.base",
         "HeadOutput": "frozenfusion.fusion.base",
+        "Range": "frozenfusion.fusion.options",
         "register_head": "frozenfusion.fusion.base",
         "head_names": "frozenfusion.fusion.registry",
     },

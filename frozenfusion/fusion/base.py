@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from frozenfusion.fusion.options import Space
 from frozenfusion.utils.errors import UsageError
 from frozenfusion.utils.plugins import Registry
 
@@ -71,6 +72,7 @@ class FusionHead(nn.Module):
         needs_tokens: the head reads the text token by token, not its pooled feature.
         takes_regions: the head reads each image region where there are any; other heads see their mean.
         needs_regions: the head makes no sense on one pooled image vector.
+        search_space: what tuning tries of its own options, as in `{"layers": (1, 2), "dropout": Range(0, 0.5)}`.
         own_width: the width it works in unless the model's configuration says otherwise; None is the text encoder's.
         label_smoothing, focal: what `cross_entropy` does while training; set by the training, 0 is the plain one.
     """
@@ -81,6 +83,7 @@ class FusionHead(nn.Module):
     takes_regions: ClassVar[bool] = False
     needs_regions: ClassVar[bool] = False
     own_width: ClassVar[int | None] = None
+    search_space: ClassVar[Space] = MappingProxyType({})
     label_smoothing: float = 0.0
     focal: float = 0.0
 

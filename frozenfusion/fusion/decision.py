@@ -7,6 +7,8 @@ the other decides alone; where both are, all classes are equally likely.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +22,8 @@ from frozenfusion.fusion.base import (
     probabilities,
     register_head,
 )
-from frozenfusion.fusion.feature import share
+from frozenfusion.fusion.feature import ALPHAS, share
+from frozenfusion.fusion.options import Space
 
 
 class DecisionHead(FusionHead):
@@ -94,6 +97,8 @@ class LinearHead(DecisionHead):
 
     Source: linear combination at decision level, Meng & Ou, 2023, ch. 10.
     """
+
+    search_space: ClassVar[Space] = {"alpha": ALPHAS}
 
     def __init__(self, *, width: int, text_width: int, classes: int, alpha: float | str = 0.5) -> None:
         super().__init__(width=width, text_width=text_width, classes=classes)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
 from frozenfusion.fusion.base import FeatureHead, FusionHead, HeadInputs, HeadOutput, fill_missing, given, register_head
+from frozenfusion.fusion.options import Space
 from frozenfusion.utils.errors import UserError
+
+ALPHAS = (0.1, 0.3, 0.5, 0.7, 0.9, "learned")  # that tuning tries
 
 
 class _OneModality(FusionHead):
@@ -67,6 +72,8 @@ class WeightedHead(FeatureHead):
     Source: linear combination at feature level, Meng & Ou, 2023, ch. 10.
     """
 
+    search_space: ClassVar[Space] = {"alpha": ALPHAS}
+
     def __init__(self, *, width: int, text_width: int, classes: int, alpha: float | str = 0.5) -> None:
         super().__init__(width)
         self.scores = nn.Parameter(torch.zeros(2)) if alpha == "learned" else None
@@ -96,6 +103,8 @@ class AttentionHead(FeatureHead):
 
     Source: Bahdanau et al., 2015 (arXiv:1409.0473); over modalities: Hori et al., 2017 (arXiv:1701.03126).
     """
+
+    search_space: ClassVar[Space] = {"hidden": (32, 64, 128, 256)}
 
     def __init__(self, *, width: int, text_width: int, classes: int, hidden: int = 128) -> None:
         super().__init__(width)

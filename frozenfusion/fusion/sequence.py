@@ -7,13 +7,15 @@ pre-norm, which trains without a warm-up.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from frozenfusion.fusion.base import NOTHING, FusionHead, HeadInputs, HeadOutput, given, register_head
+from frozenfusion.fusion.dropout import Dropout, dropout
+from frozenfusion.fusion.options import Range, Space
 from frozenfusion.utils.errors import UserError
 
 
@@ -35,8 +37,15 @@ class MultiHeadAttention(nn.Module):
     def forward(self, queries: Tensor, context: Tensor, mask: Tensor) -> Tensor:
         """(b, q, d) of queries (b, q, d) over context (b, k, d), where mask (b, k) is True."""
         query, key, value = self._split(queries, context)
-        dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, mask[:, None, None], dropout_p=dropout)
+        allowed = mask[:, None, None]
+        if self.training and query.device.type == "cpu":  # torch has no faster way there with dropout
+            scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+            weights = (scores + torch.where(allowed, 0.0, -torch.inf)).softmax(dim=-1)
+            mixed = dropout(weights, self.dropout) @ value
+        else:
+            mixed = F.scaled_dot_product_attention(
+                query, key, value, allowed, dropout_p=self.dropout if self.training else 0.0
+            )
         attended: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return attended
 
@@ -64,10 +73,10 @@ class Block(nn.Module):
             nn.LayerNorm(width),
             nn.Linear(width, 4 * width),
             nn.GELU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(4 * width, width),
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor) -> Tensor:
         """x (b, q, d) over a normalised context (b, k, d), where mask (b, k) is True."""
@@ -86,6 +95,7 @@ class SequenceHead(FusionHead):
     needs_tokens = True
     takes_regions = True
     own_width = 128
+    search_space: ClassVar[Space] = {"layers": (1, 2, 3), "heads": (4, 8), "dropout": Range(0.0, 0.5)}
 
     def __init__(self, *, width: int, text_width: int, layers: int) -> None:
         super().__init__()

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from frozenfusion.data.splits import Split
 from frozenfusion.fusion.base import HeadInputs, HeadOutput
+from frozenfusion.fusion.dropout import Dropout
 from frozenfusion.fusion.registry import build_head
 from frozenfusion.model.calibration import TemperatureScaling
 from frozenfusion.model.config import ModelConfig
@@ -57,8 +58,9 @@ class PairNetwork(nn.Module):
             nn.Linear(text_width, width) if config.pools_text and text_width != width else nn.Identity()
         )
         flat = config.image_regions if config.region_pool == "flatten" and not config.head.takes_regions else 1
+        dropout = Dropout if config.head.takes_regions else nn.Dropout  # of so many numbers that it is worth it
         self.image_projection = (
-            nn.Sequential(nn.Dropout(config.image_dropout), nn.Linear(flat * config.image_width, width))
+            nn.Sequential(dropout(config.image_dropout), nn.Linear(flat * config.image_width, width))
             if config.reads_image
             else None
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from frozenfusion.data.splits import Split
+from frozenfusion.fusion.options import HEAD
 from frozenfusion.model.checksums import CHECKSUMS, without_checksum
 from frozenfusion.model.config import ModelConfig
 from frozenfusion.text.choices import OPTIONS, RECURRENT
@@ -21,6 +21,7 @@ from frozenfusion.utils.hub import settled
 
 FORMAT = 1
 CHECKPOINTS = {"best": "model.safetensors", "last": "last.safetensors"}
+TUNING = "tuning.json"
 UNKNOWN = "unknown"  # source of the split of a model that was saved by itself
 
 # What is figured of each epoch, and what of a whole run; shares are in [0, 1], nothing stands for no validation part.
@@ -85,6 +86,7 @@ _FILES = {
     "curves.png": "loss and accuracy",
     "checksums.json": "CRC-32 of config.json, split.json, metrics.jsonl, and of the files of the two folders",
     "calibration.json": "the temperature of the parameters' probabilities, where one was fitted",
+    TUNING: "the trials that its options were chosen from, where they were",
     "summary.json": "what came out, written last of all: without it a run is not finished",
 }
 
@@ -94,6 +96,7 @@ class RunFolder:
     """A training's folder; nothing is read before it is asked for. Reading raises UserError for what is no run's."""
 
     path: Path
+    figures_only: bool = False  # whether a finished run leaves no parameters and no pictures: a trial
 
     # --- where the files are
 
@@ -179,8 +182,8 @@ class RunFolder:
             raise type(error)(f"{self.path}: {error}") from error
 
     @cached_property
-    def recipe(self) -> str:
-        """All that the run was made with but its seed."""
+    def recipe(self) -> Mapping[str, Any]:
+        """All that the run was made with but its seed, by name; options of its head's own are called `head.NAME`."""
         options = self.config.get("options")
         options = options if isinstance(options, dict) else {}
         # what the head was given, and how texts are pooled, stands in the model's configuration
@@ -192,7 +195,8 @@ class RunFolder:
             chosen["text_encoder"] = settled(chosen["text_encoder"])
         model = self.model_config
         pool = model.text_pool if model.pools_text else None
-        return json.dumps([chosen, model.fusion_options, pool], sort_keys=True, default=str)
+        own = {name if name == "alpha" else HEAD + name: of for name, of in model.fusion_options.items()}
+        return {**chosen, **own, "text_pool": pool}
 
     @cached_property
     def split(self) -> Split:
@@ -261,8 +265,10 @@ class RunFolder:
 
     def lost_files(self, model: ModelConfig) -> list[Path]:
         """What a finished run of such a model has, and this one has no longer; pictures are not missed."""
+        if self.figures_only:
+            return []
         files = [self.file(name) for name in _FILES if name.endswith((".json", ".jsonl", ".safetensors"))]
-        for unneeded in (self.file(CHECKSUMS), self.calibration_file):  # runs of version 0.1 never had them
+        for unneeded in (self.file(CHECKSUMS), self.calibration_file, self.file(TUNING)):  # which not every run has
             files.remove(unneeded)
         return list(dict.fromkeys([*self.lost_parts(model), *(file for file in files if not file.is_file())]))
 

@@ -9,6 +9,7 @@ from frozenfusion.model.calibration import load_calibration
 from frozenfusion.model.checksums import check_files
 from frozenfusion.model.run_folder import CHECKPOINTS, RunFolder
 from frozenfusion.model.saving import check_whole
+from frozenfusion.model.tuning import load_tuning
 from frozenfusion.utils.tensors import read_tensors
 
 
@@ -26,6 +27,7 @@ def verify_run(run: RunFolder) -> str:
     for path in parameters:
         read_tensors(path)
     _ = run.split, run.history, run.summary
+    load_tuning(run)
     for checkpoint in CHECKPOINTS:
         load_calibration(run, checkpoint)
     told = f"{run.path}: parameters in {len(parameters):,} files and {small:,} other files are as they were written"

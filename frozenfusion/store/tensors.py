@@ -14,14 +14,15 @@ from torch import Tensor
 from frozenfusion.store.reader import FeatureStore, Rows
 from frozenfusion.store.status import OK
 
-HELD_BYTES = 2**30  # features up to this size are held in memory, larger ones stay in the file
+HELD_BYTES = 2**30  # features up to this size are held on a device, larger ones stay in the file
 
 
 class FeatureRows:
-    """Rows of a store as float32 tensors on `device`: held there when they are few, else read from the file.
+    """Rows of a store as float32 tensors on `device`.
 
-    `rows` (n,) int64 are the store's; those that are not ok are not `present` (n,) and read as zeros. `pooled` takes
-    the mean over regions. Raises UserError for rows that are damaged.
+    On a CPU they stay in the file, which all processes map; what is to be computed, or lies on another device, is held
+    there when it is small. `rows` (n,) int64 are the store's; those that are not ok are not `present` (n,) and read as
+    zeros. `pooled` takes the mean over regions. Raises UserError for rows that are damaged.
     """
 
     def __init__(
@@ -29,15 +30,25 @@ class FeatureRows:
     ) -> None:
         self._store, self._rows, self._device = store, rows, torch.device(device)
         self.present = store.status[rows] == OK
-        self._checked = np.zeros(len(rows), bool)  # against the checksums
+        self._unchecked = self.present.copy()  # against the checksums
         self._pooled = pooled and len(store.shape) == 2
-        size = 4 * len(rows) * math.prod(self._shape)
-        self._held = self._hold() if size <= HELD_BYTES else None
+        self._held: Tensor | None = None
+        if 4 * len(rows) * math.prod(self._shape) <= HELD_BYTES:
+            if self._pooled or self._device.type != "cpu":
+                self._held = self._hold()
+            else:
+                for places in store.in_chunks(np.arange(len(rows))):
+                    self._check(places)
 
     def __getitem__(self, places: Rows) -> Tensor:
+        return self.first(places, None)
+
+    def first(self, places: Rows, parts: int | None) -> Tensor:
+        """The first parts of rows that have several, tokens or regions; all of them if None."""
         if self._held is None:
-            return self._read(places)
-        return self._held.index_select(0, torch.from_numpy(places).to(self._device))
+            return self._read(places, parts)
+        taken = self._held.index_select(0, torch.from_numpy(places).to(self._device))
+        return taken if parts is None else taken[:, :parts]
 
     @property
     def store(self) -> FeatureStore:
@@ -54,18 +65,19 @@ class FeatureRows:
             held[places[0] : places[-1] + 1] = self._read(places)
         return held
 
-    def _read(self, places: Rows) -> Tensor:
-        features = torch.zeros(len(places), *self._store.shape)
-        ok = np.flatnonzero(self.present[places])
-        rows = self._rows[places[ok]]
-        if len(ok):
-            self._check(places[ok])
-            order = np.argsort(rows, kind="stable")  # in the order of the file
-            features[torch.from_numpy(ok[order])] = torch.from_numpy(self._store.gather(rows[order])).float()
+    def _read(self, places: Rows, parts: int | None = None) -> Tensor:
+        self._check(places)
+        rows = self._rows[places]
+        taken = self._store.gather(rows) if parts is None else self._store.features[rows, :parts]
+        features = torch.from_numpy(taken).float()
+        missing = ~self.present[places]
+        if missing.any():
+            features[torch.from_numpy(missing)] = 0.0
         return (features.mean(dim=1) if self._pooled else features).to(self._device)
 
     def _check(self, places: Rows) -> None:
         """Let no damaged row be trained on or judged by: each is checked when it is read first."""
-        new = places[~self._checked[places]]
-        self._store.require_undamaged(self._rows[new])
-        self._checked[new] = True
+        new = places[self._unchecked[places]]
+        if len(new):
+            self._store.require_undamaged(self._rows[new])
+            self._unchecked[new] = False

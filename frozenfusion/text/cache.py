@@ -64,7 +64,7 @@ class CachedTexts:
         lengths = torch.from_numpy(self.lengths[rows])
         longest = int(lengths.max())
         mask = torch.arange(longest) < lengths[:, None]
-        return TextFeatures(pooled, self._tokens[rows][:, :longest], mask.to(pooled.device))
+        return TextFeatures(pooled, self._tokens.first(rows, longest), mask.to(pooled.device))
 
 
 def cached_texts(

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from frozenfusion.training.run import TrainedRun as TrainedRun
     from frozenfusion.training.run import train as train
     from frozenfusion.training.sweeps import sweep as sweep
+    from frozenfusion.training.tuning import tune as tune
 
 face(
     __name__,
@@ -17,5 +18,6 @@ face(
         "TrainedRun": "frozenfusion.training.run",
         "sweep": "frozenfusion.training.sweeps",
         "train": "frozenfusion.training.run",
+        "tune": "frozenfusion.training.tuning",
     },
 )

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from frozenfusion.model.checksums import with_checksum, write_checksums
 from frozenfusion.model.classifier import PairClassifier
-from frozenfusion.model.run_folder import RunFolder, checked_history
+from frozenfusion.model.run_folder import CHECKPOINTS, RunFolder, checked_history
 from frozenfusion.model.saving import current_name, save_weights
 from frozenfusion.text.pooling import POOLER
 from frozenfusion.training.config import TrainConfig
@@ -63,12 +63,15 @@ class State:
 def commit(folder: RunFolder, state: State, model: PairClassifier, optimizer: torch.optim.Optimizer) -> None:
     """Make the epoch that just ended count. Raises UserError where the disk refuses: then the one before counts."""
     done = state.epochs
-    if state.best == done:
+    if state.best == done and not folder.figures_only:
         save_weights(model, folder.best(done))
-    header = json.dumps({"format": FORMAT, "made_from": state.made_from, "history": state.history})
-    write_tensors(folder.checkpoint, _tensors(model, optimizer), {"state": header})
+    write_tensors(folder.checkpoint, _tensors(model, optimizer), _header(state))
     write_metrics(folder, state)
     _remove_superseded(folder, state)
+
+
+def _header(state: State) -> dict[str, str]:
+    return {"state": json.dumps({"format": FORMAT, "made_from": state.made_from, "history": state.history})}
 
 
 def write_metrics(folder: RunFolder, state: State) -> None:
@@ -104,6 +107,10 @@ def restore(folder: RunFolder, model: PairClassifier, optimizer: torch.optim.Opt
         # copies: the file is mapped, and Windows would not replace it as long as anybody looks into it
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         check_tensors(folder.checkpoint, tensors, file.metadata() or {})
+    if not tensors:
+        raise UserError(
+            f"{folder.path}: a trial that is finished, of which no parameters were kept: choose another `run`"
+        )
     wanted, own = _tensors(model), model.state_dict()
     tensors = {_current(name, own): tensor for name, tensor in tensors.items()}
     fixed = {MODEL + name for name in own} - wanted.keys()  # what earlier checkpoints hold of a pooler without a use
@@ -132,12 +139,24 @@ def finish(folder: RunFolder, state: State, model: PairClassifier, summary: Mapp
 
     Raises UserError where the best parameters are lost or damaged, wherever they were.
     """
+    if folder.figures_only:
+        write_json(folder.summary_file, with_checksum(summary))
+        forget_parameters(folder, state)
+        return
     save_weights(model, folder.weights("last"))
     _find_best(folder, state, model)
     link_or_copy(folder.best(state.best), folder.weights("best"))
     _remove_superseded(folder, state)  # what is left where the last epoch's commit was cut short
     write_checksums(folder.path)
     write_json(folder.summary_file, with_checksum(summary))
+
+
+def forget_parameters(folder: RunFolder, state: State) -> None:
+    """Leave of a finished run what tells of it; its checkpoint holds the figures and no parameters from now on."""
+    write_tensors(folder.checkpoint, {}, _header(state))
+    for path in [*map(folder.weights, CHECKPOINTS), *folder.path.glob("best-*"), *folder.path.glob("epoch-*")]:
+        with writing(path):
+            path.unlink(missing_ok=True)
 
 
 def _find_best(folder: RunFolder, state: State, model: PairClassifier) -> None:

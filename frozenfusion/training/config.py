@@ -12,6 +12,7 @@ from frozenfusion.utils.checks import at_least, at_most, below, one_of, tidy, wh
 from frozenfusion.utils.errors import UsageError
 
 ALL = "all"  # in the place of the names of heads
+AUTO = "auto"  # in the place of a number of jobs
 LARGEST_SEED = 2**63 - 1
 MOST_WIDTH, MOST_LAYERS = 2**14, 64  # of an LSTM or GRU
 
@@ -228,3 +229,9 @@ def check_seeds(seeds: Sequence[int]) -> None:
         check_seed("seeds", seed)
     if len(set(seeds)) != len(seeds):
         raise UsageError(f"`seeds` names a seed twice: {' '.join(map(str, seeds))}")
+
+
+def check_jobs(jobs: int | str) -> None:
+    """Raise UsageError for what cannot be a number of trainings at once."""
+    if jobs != AUTO:
+        whole("jobs", jobs, 1)  # type: ignore[arg-type]  # which checks that

@@ -87,6 +87,16 @@ class TrainingInputs:
         return told
 
     @property
+    def config(self) -> TrainConfig:
+        """What they are made by."""
+        return self._config
+
+    def prepare(self) -> None:
+        """Make now what is made on first use: tokens, and the cached features of texts."""
+        for head in self.heads:
+            self.dataset(head, self.text_pool if "text" in head_class(head).uses else POOLER)
+
+    @property
     def train(self) -> Rows:
         """Positions of the training pairs in the dataset."""
         return np.arange(len(self.split.train))
@@ -151,9 +161,9 @@ class TrainingInputs:
         texts = self._cached_texts(text_pool)
         return pairs.with_texts(texts if kind.needs_tokens else texts.pooled_only())
 
-    def model_config(self, head: str, text_pool: str = POOLER) -> ModelConfig:
-        """The model of a fusion head on these features, texts pooled so."""
-        config, kind = self._config, head_class(head)
+    def model_config(self, head: str, text_pool: str = POOLER, config: TrainConfig | None = None) -> ModelConfig:
+        """The model of a fusion head on these features, texts pooled so; `config` is that of a run of its own."""
+        config, kind = config or self._config, head_class(head)
         own = effective(config, kind)
         return ModelConfig(
             fusion=head,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -118,17 +119,25 @@ def train(
 
 
 def train_run(
-    inputs: TrainingInputs, head: str, config: TrainConfig, folder: RunFolder, *, talk: bool = True
+    inputs: TrainingInputs,
+    head: str,
+    config: TrainConfig,
+    folder: RunFolder,
+    *,
+    talk: bool = True,
+    progress: Callable[..., Progress] = Progress,
 ) -> TrainedRun:
-    """What `train` does, on inputs that several runs may share; `talk` prints a line per epoch."""
+    """What `train` does, on inputs that several runs may share; `talk` prints a line per epoch.
+
+    `progress` makes what is told how far the training is.
+    """
     with WriterLock(folder.checkpoint) as lock:
         folder.sweep_up()
         state = _state(folder, config, inputs, head)
-        finished = state.ended(config) and folder.is_finished(state.epochs)
-        lost = folder.lost_files(inputs.model_config(head)) if finished else []
+        lost = _lost_files(folder, state, config, inputs, head)
         if lost:
             log.info("%s: not there any more, restored from the checkpoint", first_few([str(path) for path in lost]))
-        elif finished:
+        elif lost is not None:
             if talk:
                 more = "epochs" if state.epochs >= config.epochs else "patience"
                 done = f"finished, %d epochs: nothing to do (a higher `{more}` resumes it)"
@@ -136,7 +145,7 @@ def train_run(
             return read_run(folder)
         lock.require()
         try:
-            return _run(folder, state, config, inputs, head, talk)
+            return _run(folder, state, config, inputs, head, talk, progress)
         except (RuntimeError, MemoryError) as error:
             if is_out_of_memory(error):
                 told = f"{inputs.device} has too little memory for `batch_size={config.batch_size}`"
@@ -147,6 +156,23 @@ def train_run(
                     f"`compile=True`: this machine cannot compile the model ({reason}): leave it out"
                 ) from error
             raise
+
+
+def finished_run(inputs: TrainingInputs, head: str, config: TrainConfig, folder: RunFolder) -> TrainedRun | None:
+    """What came out of a run that `train_run` would find finished, or None. Raises UserError as that does."""
+    if not folder.exists:
+        return None
+    with WriterLock(folder.checkpoint):
+        state = _state(folder, config, inputs, head)
+        return read_run(folder) if _lost_files(folder, state, config, inputs, head) == [] else None
+
+
+def _lost_files(
+    folder: RunFolder, state: State, config: TrainConfig, inputs: TrainingInputs, head: str
+) -> list[Path] | None:
+    """What a finished run lacks; None where the training has not ended."""
+    finished = state.ended(config) and folder.is_finished(state.epochs)
+    return folder.lost_files(inputs.model_config(head)) if finished else None
 
 
 def default_folder(head: str) -> Path:
@@ -188,7 +214,13 @@ def _state(folder: RunFolder, config: TrainConfig, inputs: TrainingInputs, head:
 
 
 def _run(
-    folder: RunFolder, state: State, config: TrainConfig, inputs: TrainingInputs, head: str, talk: bool
+    folder: RunFolder,
+    state: State,
+    config: TrainConfig,
+    inputs: TrainingInputs,
+    head: str,
+    talk: bool,
+    progress: Callable[..., Progress],
 ) -> TrainedRun:
     named = state.made_from[TEXT_ENCODER]  # as the run began: relative or absolute, it is the same
     config = dataclasses.replace(config, text_encoder=named)
@@ -202,7 +234,7 @@ def _run(
         fixed[TEXT_POOL] = inputs.text_pool
     state.made_from = {**state.made_from, **fixed}
     pool = POOLER if encoder is None else state.made_from[TEXT_POOL]
-    model_config = dataclasses.replace(inputs.model_config(head, pool), text_encoder=named)
+    model_config = dataclasses.replace(inputs.model_config(head, pool, config), text_encoder=named)
     model = build_model(model_config, encoder, config.seed, inputs.tokenizer)
     trainer = Trainer(
         model,
@@ -224,22 +256,25 @@ def _run(
     inputs.split.save(folder.file("split.json"))
     if encoder is not None:
         inputs.share = folder
-    _epochs(folder, state, config, trainer, len(inputs.train), talk)
+    done, pairs = state.epochs, len(inputs.train)
+    with progress(config.epochs * pairs, "pairs", folder.path.name, done * pairs) as told:
+        _epochs(folder, state, config, trainer, told, talk)
     return _finish(folder, state, model, config.seed)
 
 
-def _epochs(folder: RunFolder, state: State, config: TrainConfig, trainer: Trainer, pairs: int, talk: bool) -> None:
-    with Progress(config.epochs * pairs, "pairs", folder.path.name, done=state.epochs * pairs) as progress:
-        while not state.ended(config):
-            number = state.epochs + 1
-            line = trainer.epoch(number, progress)
-            state.history.append(line)
-            with held_back():
-                if number % config.save_every == 0:
-                    save_weights(trainer.model, folder.numbered(number))
-                commit(folder, state, trainer.model, trainer.optimizer)
-            if talk:
-                log.info(epoch_line(line, config.epochs, best=state.best == number))
+def _epochs(
+    folder: RunFolder, state: State, config: TrainConfig, trainer: Trainer, progress: Progress, talk: bool
+) -> None:
+    while not state.ended(config):
+        number = state.epochs + 1
+        line = trainer.epoch(number, progress)
+        state.history.append(line)
+        with held_back():
+            if number % config.save_every == 0:
+                save_weights(trainer.model, folder.numbered(number))
+            commit(folder, state, trainer.model, trainer.optimizer)
+        if talk:
+            log.info(epoch_line(line, config.epochs, best=state.best == number))
     if talk and state.epochs < config.epochs:
         log.info("%s: stopped, no better one in %d epochs", folder.path, config.patience)
 
@@ -259,8 +294,9 @@ def _finish(folder: RunFolder, state: State, model: PairClassifier, seed: int) -
         seconds_per_epoch=median(line["seconds"] for line in state.history),
     )
     write_metrics(folder, state)
-    plot_learning_rate(state.history, folder.file("learning_rate.png"))
-    plot_curves(state.history, folder.file("curves.png"))
+    if not folder.figures_only:
+        plot_learning_rate(state.history, folder.file("learning_rate.png"))
+        plot_curves(state.history, folder.file("curves.png"))
     summary = dataclasses.asdict(run)
     del summary["folder"]
     finish(folder, state, model, summary)

@@ -2,39 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import logging
+import math
 import os
-import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
+
+import torch
 
 from frozenfusion.data.pairs import Pairs
 from frozenfusion.data.splits import Split
+from frozenfusion.fusion.registry import head_class
 from frozenfusion.model.run_folder import RunFolder
 from frozenfusion.store.reader import FeatureStore, as_store
-from frozenfusion.training.config import ALL, TrainConfig, check_seeds
+from frozenfusion.training.config import ALL, TrainConfig, check_jobs, check_seeds
 from frozenfusion.training.inputs import TrainingInputs
+from frozenfusion.training.job_processes import train_in_processes
+from frozenfusion.training.jobs import Failure, Job, Outcome, train_job
 from frozenfusion.training.messages import seconds
-from frozenfusion.training.run import TrainedRun, train_run
+from frozenfusion.training.run import TrainedRun, finished_run, read_run
 from frozenfusion.utils.checks import config_of
+from frozenfusion.utils.device import usable_cores
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import keep_current, write_atomically
-from frozenfusion.utils.messages import one_line
 from frozenfusion.utils.progress import log
 from frozenfusion.utils.tables import as_text, to_csv
 
 DEFAULT_FOLDER = Path("runs") / "sweep"
+WORTH_STEPS = 10_000  # training steps in all; fewer are done before the processes for them have started
 COLUMNS = [field.name for field in dataclasses.fields(TrainedRun) if field.name != "folder"] + ["folder"]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Job:
-    """One run of a sweep."""
-
-    head: str
-    config: TrainConfig
-    folder: RunFolder
 
 
 def sweep(
@@ -46,6 +44,7 @@ def sweep(
     config: TrainConfig | None = None,
     folder: str | os.PathLike[str] = DEFAULT_FOLDER,
     split: Split | None = None,
+    jobs: int | Literal["auto"] = "auto",
 ) -> list[TrainedRun]:
     """Train every head with every seed, each in a run folder of its own; resume where an earlier sweep stopped.
 
@@ -57,6 +56,8 @@ def sweep(
         heads: names of fusion heads, or all.
         seeds: of the runs of each head; by default the config's alone.
         folder: for the run folders.
+        jobs: how many runs are trained at once, in processes of their own; "auto" is one for each core where the text
+            is frozen, one for each GPU, and one where that would not pay. What comes out is the same.
 
     Raises:
         UserError: as for `train`; at the end, for runs that failed.
@@ -65,41 +66,95 @@ def sweep(
     heads = [heads] if isinstance(heads, str) else heads
     seeds = [seed.item() if hasattr(seed, "item") else seed for seed in seeds]
     check_seeds(seeds)
+    check_jobs(jobs)
     inputs = TrainingInputs(pairs, as_store(features), config, heads, split)
-    return train_jobs(inputs, _jobs(inputs.heads, seeds, config, folder), folder, resume=config.resume)
+    return train_jobs(inputs, jobs_of(inputs.heads, seeds, config, folder), folder, resume=config.resume, at_once=jobs)
 
 
-def train_jobs(inputs: TrainingInputs, jobs: Sequence[_Job], folder: Path, *, resume: str) -> list[TrainedRun]:
-    """Train the jobs one after the other; see `sweep`."""
-    _check_resume(folder, jobs, resume)
-    runs, failures = [], []
-    for number, job in enumerate(jobs, 1):
-        before = RunFolder(job.folder.path).summary
-        try:
-            job.folder.check_free()
-            run = train_run(inputs, job.head, job.config, job.folder, talk=False)
-        except Exception as error:
-            failures.append(_failed(job, error))
-            continue
-        runs.append(run)
-        if RunFolder(job.folder.path).summary != before:
-            write_atomically(folder / "sweep.csv", _as_csv(runs))
-        log.info("%d/%d  %s", number, len(jobs), _line(run))
+def train_jobs(
+    inputs: TrainingInputs,
+    jobs: Sequence[Job],
+    folder: Path,
+    *,
+    resume: str = "auto",
+    at_once: int | Literal["auto"] = "auto",
+) -> list[TrainedRun]:
+    """Train the jobs, `at_once` at a time, and keep `folder`/sweep.csv, in their order, up to date; see `sweep`."""
+    check_resume(folder, jobs, resume)
+    runs: dict[int, TrainedRun] = {}
+    failures: dict[int, str] = {}
+
+    def ended(number: int, outcome: Outcome) -> None:
+        job = jobs[number]
+        if outcome is not None:
+            outcome.tell(job)
+            failures[number] = f"{job.folder.path} ({outcome.reason})"
+            return
+        runs[number] = read_run(job.folder)
+        log.info("%d/%d  %s", len(runs) + len(failures), len(jobs), _line(runs[number]))
+
+    waiting = {}
+    for number, job in enumerate(jobs):
+        finished = _finished(inputs, job)
+        if finished is False:
+            waiting[number] = job
+        else:
+            ended(number, finished)
+    with contextlib.closing(_train(inputs, waiting, at_once)) as outcomes:
+        for number, outcome in outcomes:
+            ended(number, outcome)
+            if outcome is None:
+                write_atomically(folder / "sweep.csv", _as_csv(runs))
     if runs:
         keep_current(folder / "sweep.csv", _as_csv(runs))
     if failures:
         raise UserError(
-            f"{len(failures)} of {len(jobs)} runs failed, the first {failures[0]}; the others are in "
+            f"{len(failures)} of {len(jobs)} runs failed, the first {failures[min(failures)]}; the others are in "
             f"{folder / 'sweep.csv'}: the same command tries again what failed"
         )
-    return runs
+    return [runs[number] for number in sorted(runs)]
 
 
-def _jobs(heads: Sequence[str], seeds: Sequence[int], config: TrainConfig, folder: Path) -> list[_Job]:
+def _finished(inputs: TrainingInputs, job: Job) -> Outcome | Literal[False]:
+    """What became of a run that needs no training; False where it does."""
+    try:
+        job.folder.check_free()
+        return None if finished_run(inputs, job.head, job.config, job.folder) else False
+    except Exception as error:
+        return Failure.of(error)
+
+
+def _train(
+    inputs: TrainingInputs, jobs: Mapping[int, Job], at_once: int | Literal["auto"]
+) -> Generator[tuple[int, Outcome], None, None]:
+    """The key of each job as soon as it ended, and how."""
+    count = min(len(jobs), _worth(inputs, jobs.values()) if at_once == "auto" else at_once)
+    strange = [job.head for job in jobs.values() if head_class(job.head).__module__ == "__main__"]
+    if count > 1 and strange:
+        log.warning("one run at a time: %s is of the program itself, which no other process can import", strange[0])
+    elif count > 1:
+        yield from train_in_processes(inputs, jobs, count)
+        return
+    for number, job in jobs.items():
+        yield number, train_job(inputs, job)
+
+
+def _worth(inputs: TrainingInputs, jobs: Collection[Job]) -> int:
+    """How many trainings at once are the fastest, as far as can be told beforehand."""
+    steps = sum(job.config.epochs * math.ceil(len(inputs.train) / job.config.batch_size) for job in jobs)
+    if steps < WORTH_STEPS:
+        return 1
+    if inputs.device.type == "cuda" and inputs.device.index is None:
+        return torch.cuda.device_count()
+    fine_tuned = any("text" in head_class(job.head).uses and not job.config.freeze_text for job in jobs)
+    return usable_cores() if inputs.device.type == "cpu" and not fine_tuned else 1
+
+
+def jobs_of(heads: Sequence[str], seeds: Sequence[int], config: TrainConfig, folder: Path) -> list[Job]:
     """The runs of a sweep; within it, what is there is always resumed."""
     seeds = seeds or (config.seed,)
     return [
-        _Job(
+        Job(
             head,
             dataclasses.replace(config, seed=seed, resume="auto"),
             RunFolder(folder / (f"{head}-seed{seed}" if len(seeds) > 1 else head)),
@@ -109,7 +164,8 @@ def _jobs(heads: Sequence[str], seeds: Sequence[int], config: TrainConfig, folde
     ]
 
 
-def _check_resume(folder: Path, jobs: Sequence[_Job], resume: str) -> None:
+def check_resume(folder: Path, jobs: Sequence[Job], resume: str) -> None:
+    """Raise UserError where `resume` forbids to go on, or to begin."""
     begun = [job.folder.path for job in jobs if job.folder.exists]
     if resume == "never" and begun:
         raise UserError(f"{begun[0]}: holds a training, and `resume=never` keeps off those: choose another `folder`")
@@ -117,17 +173,9 @@ def _check_resume(folder: Path, jobs: Sequence[_Job], resume: str) -> None:
         raise UserError(f"{folder}: no training to resume, and `resume=always` asks for one: check `folder`")
 
 
-def _failed(job: _Job, error: Exception) -> str:
-    """Say that a run failed; an error that is nobody's mistake at the keyboard with where it came from."""
-    reason, known = one_line(error, 1000), isinstance(error, UserError)
-    log.error("%s", reason if known else f"{job.folder.path}: {type(error).__name__}: {reason}")
-    log.log(logging.DEBUG if known else logging.ERROR, "%s", traceback.format_exc())
-    return f"{job.folder.path} ({reason})"
-
-
-def _as_csv(runs: Sequence[TrainedRun]) -> str:
+def _as_csv(runs: Mapping[int, TrainedRun]) -> str:
     lines: list[list[object]] = [[*COLUMNS]]
-    for run in runs:
+    for _, run in sorted(runs.items()):
         values = {**dataclasses.asdict(run), "folder": run.folder.as_posix()}
         lines.append([values[name] for name in COLUMNS])
     return to_csv(lines, digits=None)

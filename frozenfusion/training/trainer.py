@@ -5,6 +5,7 @@ Shapes: b pairs of a batch, n pairs of a part, c classes.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -22,13 +23,17 @@ from frozenfusion.store.reader import Rows
 from frozenfusion.text.batching import batches_by_length, batches_in_order_of_length
 from frozenfusion.training.config import TrainConfig
 from frozenfusion.training.optimizer import build_optimizer, rates, set_rates
-from frozenfusion.utils.device import computing_in
+from frozenfusion.utils.device import computing_in, on_one_thread
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.progress import Progress
 
 VALIDATION_BATCH_SIZE = 64
 STATISTICS_BATCH_SIZE = 256
 SECONDS_BETWEEN_LOOKS = 2.0  # at the running loss: each look waits for the device
+
+
+class Diverged(UserError):
+    """A loss that is not finite."""
 
 
 class Trainer:
@@ -60,6 +65,10 @@ class Trainer:
         model.head.label_smoothing, model.head.focal = config.label_smoothing, config.focal
         self.optimizer = build_optimizer(model, config)
         self.class_weights = self._inverse_frequencies() if config.class_weights else None
+        # A head's steps are so small that threads wait for each other longer than they compute, above all beside other
+        # work; and one adds numbers up in the same order on any machine.
+        fine_tuned = model.text_encoder is not None and not model.config.freeze_text
+        self._threads = contextlib.nullcontext if fine_tuned else on_one_thread
         self._outputs = torch.compile(model.outputs, dynamic=True) if config.compile else model.outputs
 
     def epoch(self, number: int, progress: Progress) -> dict[str, Any]:
@@ -69,7 +78,7 @@ class Trainer:
         """
         began = time.perf_counter()
         config = self._config
-        with torch.random.fork_rng([self._device] if self._device.type == "cuda" else []):
+        with self._threads(), torch.random.fork_rng([self._device] if self._device.type == "cuda" else []):
             torch.manual_seed(int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0]))
             measured = {**self._train_epoch(number, progress), **self.validate(number)}
         lr = rates(self.model, config, number)
@@ -171,7 +180,7 @@ class Trainer:
         kept = "the epochs before are kept" if self._autocast is None else "the epochs before are kept; or float32"
         rates = {name: getattr(self._config, name) or 0.0 for name in ("lr", "text_lr", "head_lr")}
         name = max(rates, key=lambda name: rates[name])
-        return UserError(f"{what}: train with a lower `{name}` than {rates[name]:g} in another `run` ({kept})")
+        return Diverged(f"{what}: train with a lower `{name}` than {rates[name]:g} in another `run` ({kept})")
 
     def _inverse_frequencies(self) -> Tensor:
         """Weight of each class, (c,), n / (c * its count): 1 on average over the training pairs."""

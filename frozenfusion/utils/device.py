@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,6 +55,27 @@ def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
 def computing_in(autocast: torch.dtype | None, device: torch.device) -> torch.autocast:
     """A context in which a device computes in what `autocast_type` found, float32 if None."""
     return torch.autocast(device.type, autocast, enabled=autocast is not None)
+
+
+@contextlib.contextmanager
+def on_one_thread() -> Iterator[None]:
+    """Let torch compute the block on one thread of the CPU, as many as it was before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: those it is kept to, or as many as its container (cgroup v2) has the time of."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # "max" is no number
+        quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split())
+        cores = min(cores, max(1, quota // period))
+    return cores
 
 
 def is_out_of_memory(error: BaseException) -> bool:

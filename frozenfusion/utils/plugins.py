@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import re
@@ -83,6 +84,17 @@ def import_plugin(name: str) -> None:
             raise UserError(f"`import={name}`: no such module: to import the file, give {name}.py") from error
         what = first_line(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"`import={name}`: cannot be imported ({what}): check the file") from error
+
+
+def import_again(module: str, file: str | None) -> None:
+    """Import the module that something was registered in, in another process: by its name, else from its file.
+
+    Raises UserError where it fails.
+    """
+    found = None
+    with contextlib.suppress(ImportError, ValueError):  # of a package that is not there
+        found = importlib.util.find_spec(module)
+    import_plugin(file if file is not None and (found is None or found.origin != file) else module)
 
 
 def _is_free(name: str, path: Path) -> bool:

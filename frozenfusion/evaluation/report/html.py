@@ -16,6 +16,7 @@ from frozenfusion.evaluation.report import tables
 from frozenfusion.evaluation.report.charts import Line, attention_chart, extent, line_chart, reliability_chart, ticks
 from frozenfusion.evaluation.report.page import Page
 from frozenfusion.fusion.base import MODALITIES
+from frozenfusion.model.tuning import tuning_cells
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_HEADS = 24  # that get drawings of their own; the tables hold all
@@ -40,6 +41,9 @@ def render(page: Page) -> str:
             dropping=dropping(comparison),
             curves=_curves(shown),
             rates=_rates(shown),
+            tuned=tuning_cells(tables.tunings(comparison)),
+            tuned_note=tables.TUNED,
+            searches=_searches(comparison),
             most_classes=MOST_CLASSES,
         )
     )
@@ -118,6 +122,23 @@ def _points(history: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float
         (float(line["epoch"]), float(line[name]))
         for line in history
         if line.get(name) is not None and math.isfinite(line[name])
+    ]
+
+
+def _searches(comparison: Comparison) -> list[tuple[str, Markup]]:
+    """A chart of the expected best validation accuracy over the number of trials for each head, on one scale."""
+    expected = {name: of.expected_best() for name, of in tables.tunings(comparison).items() if len(of.trials) > 1}
+    shared = extent(value for values in expected.values() for value in values)
+    return [
+        (
+            name,
+            line_chart(
+                [Line([(float(n), value) for n, value in enumerate(values, 1)], "val")],
+                y=shared,
+                label=f"expected best validation accuracy of {name} over the number of trials",
+            ),
+        )
+        for name, values in list(expected.items())[:MOST_HEADS]
     ]
 
 

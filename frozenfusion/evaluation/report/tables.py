@@ -8,8 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frozenfusion.evaluation.comparison import FIGURES, Comparison, Estimate, HeadResult, PairedTest
+from frozenfusion.model.tuning import Tuning, tuning_cells
 from frozenfusion.utils.messages import printable
 from frozenfusion.utils.tables import Cells, as_markdown, as_text, escape_markdown, to_csv
+
+TUNED = (
+    "The expected best validation accuracy (%) of so many trials, and the options of the best of all. The best of "
+    "several is optimistic: quote the scores above."
+)
 
 
 def percent(value: float | None) -> str:
@@ -109,6 +115,24 @@ def confusion_table(row: HeadResult, label_names: Sequence[str]) -> Cells:
     return [["label \\ predicted", *label_names], *cells]
 
 
+def tunings(comparison: Comparison) -> dict[str, Tuning]:
+    """How the options of each row were chosen, of those that were tuned, by the row's name."""
+    return {row.name: row.runs[0].tuning for row in comparison.heads if row.runs[0].tuning is not None}
+
+
+def _budgets(comparison: Comparison) -> list[str]:
+    """Whether all heads were tuned alike, where any was."""
+    found = tunings(comparison)
+    budgets = {name: f"{of.trials_told} of {of.epochs} epochs" for name, of in found.items()}
+    if not budgets or len(comparison.heads) < 2:
+        return []
+    if len(budgets) == len(comparison.heads) and len(set(budgets.values())) == 1:
+        budget = next(iter(budgets.values()))
+        return [f"Every head was tuned with the same budget: {budget}, the best on the validation part taken."]
+    told = ", ".join(f"{row.name} {budgets.get(row.name, 'none')}" for row in comparison.heads)
+    return [f"Not every head was tuned with the same budget, so effort may be what differs: {told}."]
+
+
 def conclusions(comparison: Comparison, part: str) -> list[str]:
     """What the figures of a part ("test", "val", …) say and do not say, in sentences."""
     said = []
@@ -128,7 +152,7 @@ def conclusions(comparison: Comparison, part: str) -> list[str]:
         )
     if part in ("train", "all"):
         said.append("These figures hold pairs that the models were trained on: they say nothing about new ones.")
-    return said + _findings(comparison)
+    return said + _budgets(comparison) + _findings(comparison)
 
 
 def _findings(comparison: Comparison) -> list[str]:
@@ -208,6 +232,9 @@ def comparison_markdown(comparison: Comparison, title: str, part: str, notes: Se
     ):
         if tests:
             blocks += [f"## {escape_markdown(name)}", _corrected(tests), as_markdown(test_table(tests))]
+    tuned = tunings(comparison)
+    if tuned:
+        blocks += ["## Tuning", TUNED, as_markdown(tuning_cells(tuned))]
     for row in comparison.rows:
         blocks += [f"## {escape_markdown(row.name)}", as_markdown(class_table(row, comparison.label_names))]
         blocks.append(as_markdown(confusion_table(row, comparison.label_names)))

@@ -1,0 +1,157 @@
+"""The process that trains one job after another: `python -c "… main()"`, started by `job_processes.py`.
+
+To it, pickled by its parent: a `Setup`, then jobs, each with the folder whose frozen text encoder may be shared. From
+it: lines of JSON. It ends when its input does, so none outlives its parent; a commit comes to its end, as by SIGTERM.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import pickle
+import queue
+import signal
+import sys
+import threading
+import time
+from functools import partial
+from typing import IO, Any
+
+import torch
+
+from frozenfusion.data.pairs import Pairs
+from frozenfusion.data.splits import Split
+from frozenfusion.model.run_folder import RunFolder
+from frozenfusion.store.reader import FeatureStore
+from frozenfusion.training.config import TrainConfig
+from frozenfusion.training.inputs import TrainingInputs
+from frozenfusion.training.jobs import Failure, Job, Outcome, train_job
+from frozenfusion.utils.interrupts import Terminated, interruptible
+from frozenfusion.utils.memory import keep_freed_memory
+from frozenfusion.utils.plugins import import_again
+from frozenfusion.utils.progress import Progress, log
+
+SECONDS_BETWEEN_REPORTS = 0.5
+TERMINATED = 143  # the status
+READY, LOG, AT, EPOCH, FAILED, DONE = "ready", "log", "at", "epoch", "failed", "done"  # keys of a message
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What a process makes its inputs from. Features and cached texts are files, which all processes map."""
+
+    pairs: Pairs
+    store: FeatureStore
+    config: TrainConfig
+    heads: list[str]
+    split: Split
+    plugins: list[tuple[str, str | None]]  # modules that the heads are from, each with its file
+    threads: int
+    log_level: int
+
+    def inputs(self) -> TrainingInputs:
+        """The inputs of all jobs."""
+        return TrainingInputs(self.pairs, self.store, self.config, self.heads, self.split)
+
+
+Order = tuple[Job, RunFolder | None]
+
+
+def main() -> None:
+    """Train what comes in at stdin until it ends."""
+    say = _Sayer()
+    orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
+    status = 0
+    try:
+        with interruptible():
+            setup = pickle.load(sys.stdin.buffer)
+            say({READY: True})
+            threading.Thread(target=_listen, args=(sys.stdin.buffer, orders), daemon=True).start()
+            _train(setup, orders, say)
+    except Terminated:
+        status = TERMINATED
+    except (EOFError, BrokenPipeError):
+        pass
+    os._exit(status)  # not by way of Python's end, which waits for whoever reads stdin
+
+
+def _train(setup: Setup, orders: queue.SimpleQueue[Order | None], say: _Sayer) -> None:
+    torch.set_num_threads(setup.threads)
+    keep_freed_memory()
+    inputs: TrainingInputs | None = None
+    while (order := orders.get()) is not None:
+        job, share = order
+        outcome: Outcome
+        try:
+            inputs = inputs or _made(setup, say)  # what hinders it each job tells, as each would alone
+        except Exception as error:
+            outcome = Failure.of(error)
+        else:
+            inputs.share = inputs.share or share
+            outcome = train_job(inputs, job, partial(_Report, say))
+        say({DONE: True} if outcome is None else {FAILED: dataclasses.asdict(outcome)})
+
+
+def _made(setup: Setup, say: _Sayer) -> TrainingInputs:
+    for module, file in setup.plugins:
+        import_again(module, file)
+    log.handlers, log.propagate = [_Teller(say)], False
+    log.setLevel(logging.ERROR)  # what else there is to say of the inputs the parent has said
+    inputs = setup.inputs()
+    inputs.prepare()
+    log.setLevel(setup.log_level)
+    return inputs
+
+
+def _listen(incoming: IO[bytes], orders: queue.SimpleQueue[Order | None]) -> None:
+    with contextlib.suppress(EOFError, OSError, pickle.UnpicklingError):  # cut short where the parent was killed
+        while True:
+            orders.put(pickle.load(incoming))
+    orders.put(None)
+    _thread.interrupt_main(signal.SIGTERM)
+
+
+class _Sayer:
+    """Sends messages to the parent; whatever else is printed in this process goes to its standard error."""
+
+    def __init__(self) -> None:
+        self._to = os.fdopen(os.dup(1), "w", encoding="utf-8")
+        try:
+            os.dup2(2, 1)
+        except OSError:  # nobody reads that
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+    def __call__(self, message: dict[str, Any]) -> None:
+        self._to.write(json.dumps(message) + "\n")
+        self._to.flush()
+
+
+class _Teller(logging.Handler):
+    """Sends what is logged to the parent."""
+
+    def __init__(self, say: _Sayer) -> None:
+        super().__init__()
+        self._say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._say({LOG: [record.levelno, record.getMessage()]})
+
+
+class _Report(Progress):
+    """Tells the parent how far a training is, a few times a second."""
+
+    def __init__(self, say: _Sayer, total: int, unit: str, label: str = "", done: int = 0) -> None:
+        self._say, self._at, self._said = say, done, 0.0
+
+    def update(self, n: int = 1, **figures: float | str) -> None:
+        self._at += n
+        if time.monotonic() - self._said >= SECONDS_BETWEEN_REPORTS:
+            self._said = time.monotonic()
+            self._say({AT: self._at, EPOCH: figures.get("epoch", "")})
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,66 @@
+"""One training of many: what it is, and what became of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import traceback
+from collections.abc import Callable
+
+from frozenfusion.model.run_folder import RunFolder
+from frozenfusion.training.config import TrainConfig
+from frozenfusion.training.inputs import TrainingInputs
+from frozenfusion.training.run import train_run
+from frozenfusion.utils.errors import UserError
+from frozenfusion.utils.messages import one_line
+from frozenfusion.utils.progress import Progress, log
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A training: the fusion head, the options, the folder of the run."""
+
+    head: str
+    config: TrainConfig
+    folder: RunFolder
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """Why a training came to nothing.
+
+    Attributes:
+        reason: in one line.
+        kind: the error's name, where it is nobody's mistake at the keyboard.
+        trace: where it came from.
+    """
+
+    reason: str
+    kind: str = ""
+    trace: str = ""
+
+    @classmethod
+    def of(cls, error: Exception) -> Failure:
+        """What an error that was just caught says."""
+        return cls(
+            one_line(error, 1000), "" if isinstance(error, UserError) else type(error).__name__, traceback.format_exc()
+        )
+
+    def tell(self, job: Job) -> None:
+        """Log it, with where it came from if that is nobody's mistake."""
+        log.error("%s", f"{job.folder.path}: {self.kind}: {self.reason}" if self.kind else self.reason)
+        if self.trace:
+            log.log(logging.ERROR if self.kind else logging.DEBUG, "%s", self.trace)
+
+
+Outcome = Failure | None  # None where the run is finished
+
+
+def train_job(inputs: TrainingInputs, job: Job, progress: Callable[..., Progress] = Progress) -> Outcome:
+    """Train one run, or resume it; `progress` makes what is told how far it is."""
+    try:
+        job.folder.check_free()
+        train_run(inputs, job.head, job.config, job.folder, talk=False, progress=progress)
+    except Exception as error:
+        return Failure.of(error)
+    return None
