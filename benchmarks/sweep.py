@@ -33,7 +33,7 @@ HERE = Path(__file__).resolve().parents[1]
 IMAGE_WIDTH, REGIONS = 2560, 4  # B7's numbers; regions, so that every head can be trained
 TOKENS, MOST_TOKENS = 33, 64  # of a text: mean, as MVSA's, and most
 TEXT_SHAPES = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072, "num_hidden_layers": 1}
-BEFORE, ONE, AUTO = "before", "--jobs 1", "--jobs auto"
+BEFORE, ONE, BESIDE = "before", "one at a time", "one on each core"
 Surroundings = tuple[int, bool]  # cores, and whether another process is busy on them
 
 
@@ -55,12 +55,15 @@ def main() -> None:
         for place in [(cores, busy) for busy in ((False, True) if given.busy else (False,)) for cores in given.cores]:
             found[place], epochs[place] = measure(sweep, folder, place, given)
             print(f"{told(place)}: " + ", ".join(f"{way} {seconds:.1f} s" for way, seconds in found[place].items()))
-    first = next(iter(found[given.cores[0], False]))
-    runs = f"{len(given.seeds)} seeds x {given.epochs} epochs on {given.pairs:,} pairs"
+    ways = list(dict.fromkeys(way for of in found.values() for way in of))
     print_table(
-        f"A sweep of {', '.join(given.heads)}: {runs}",
-        ["where", *(f"{way}, s" for way in found[given.cores[0], False]), f"times {first}"],
-        [[told(place), *of.values(), of[first] / list(of.values())[-1]] for place, of in found.items()],
+        f"Seconds of a sweep of {', '.join(given.heads)}: {len(given.seeds)} seeds x {given.epochs} epochs on "
+        f"{given.pairs:,} pairs; how many times as fast as {ways[0]} the last way is",
+        ["where", *ways, "times"],
+        [
+            [told(place), *(of.get(way, "") for way in ways), of[ways[0]] / list(of.values())[-1]]
+            for place, of in found.items()
+        ],
     )
     for place, of in epochs.items():
         ways = list(of)
@@ -148,10 +151,9 @@ def measure(
         run(checkout, sweep, into, given.heads, given.seeds, given.epochs, *options)
         epochs[name] = seconds_an_epoch(into)
 
-    ways = {
-        ONE: lambda: way(ONE, HERE, "--jobs", "1"),
-        AUTO: lambda: way(AUTO, HERE, "--jobs", "auto"),
-    }
+    ways = {ONE: lambda: way(ONE, HERE, "--jobs", "1")}
+    if place[0] > 1:
+        ways[BESIDE] = lambda: way(BESIDE, HERE, "--jobs", str(place[0]))
     if given.before is not None:
         ways = {BEFORE: lambda: way(BEFORE, given.before.resolve()), **ways}
     with on_cores(place[0]), busy_process() if place[1] else contextlib.nullcontext():
