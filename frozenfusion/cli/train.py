@@ -53,7 +53,7 @@ class TrainOptions(DataOptions, TrainConfig):
     }
 
     data: Positional[Path]
-    """folder or manifest of image–text pairs; not right after --fusion or --seeds, which take all words that follow"""
+    """folder or manifest of image–text pairs; not right after --fusion, --seeds, --grid, which take all that follows"""
 
     cache: Path | None = None
     """feature file of stage one; by default the one that is named after the data, cache/NAME-*.h5"""
