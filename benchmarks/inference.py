@@ -5,7 +5,8 @@
 Both heads are right in 80 % of all cases. How easy a pair is, a head's liking for it, how a training went as a whole
 and how it went on that pair are normal and add up; what is above zero is right. So the true difference is known. It is
 zero for false positives; for power and coverage it is what a test that knew all variances would find in 80 %.
-With one seed the question is put to these very trainings: both went equally well as a whole.
+With one seed the question is put to these very trainings: both went equally well as a whole. `--seeds 3:10` gives the
+heads 3 and 10 seeds; `3:1` is a head against a baseline, which is fitted once and knows no luck of training.
 
 Last, what could be reached at all: the power of the best test whose false positives stay below 5 % however much
 trainings differ, found by linear programming, where heads like the same pairs, pairs are many, both heads' trainings
@@ -37,6 +38,7 @@ AT_A_TIME = 2**22  # decisions
 
 Floats = NDArray[np.floating]
 Bools = NDArray[np.bool_]
+Seeds = tuple[int, int]  # of the first head and of the second
 
 
 class Luck(NamedTuple):
@@ -60,10 +62,10 @@ LUCK: Mapping[str, Luck] = {
 
 @dataclass(frozen=True)
 class Sample:
-    """r repetitions of an evaluation of two heads, with n pairs and s seeds of each; all share k resamples."""
+    """r repetitions of an evaluation of two heads, with n pairs and s and t seeds; all share k resamples."""
 
     first: Bools  # (r, s, n): right or not
-    second: Bools
+    second: Bools  # (r, t, n)
     decided: tuple[Bools, Bools]  # (r, n): the same of the probabilities averaged over seeds
     truth: Floats  # (r,): the true difference
     random: np.random.Generator
@@ -142,11 +144,11 @@ def sign_flips(sample: Sample) -> Verdict:
 def t_of_seeds(sample: Sample) -> Verdict:
     """Welch's t-test of the seeds' scores, as if each had pairs of its own; of one seed it finds nothing."""
     scores = sample.first.mean(2), sample.second.mean(2)
-    seeds = scores[0].shape[1]
-    if seeds == 1:
+    seeds = [each.shape[1] for each in scores]
+    if 1 in seeds:
         return Verdict(np.zeros(len(sample.truth), dtype=bool))
-    squares = [each.var(1, ddof=1) / seeds + 1e-12 for each in scores]
-    freedom = sum(squares) ** 2 / sum(square**2 / (seeds - 1) for square in squares)
+    squares = [each.var(1, ddof=1) / count + 1e-12 for each, count in zip(scores, seeds, strict=True)]
+    freedom = sum(squares) ** 2 / sum(square**2 / (count - 1) for square, count in zip(squares, seeds, strict=True))
     found = Inference(scores[0].mean(1) - scores[1].mean(1), np.sqrt(sum(squares)), freedom)
     return Verdict(found.p < LEVEL, *found.interval())
 
@@ -177,31 +179,33 @@ def _macro_f1(labels: NDArray[np.int64], right: Bools) -> Floats:
 
 
 def samples(
-    luck: Luck, seeds: int, pairs: int, difference: float, repetitions: int, resamples: int, state: int
+    luck: Luck, seeds: Seeds, pairs: int, difference: float, repetitions: int, resamples: int, state: int
 ) -> Iterator[Sample]:
     """Repetitions in stretches that memory holds, with the first head better by `difference`."""
     world = (*luck.training, luck.pair, luck.liking)
-    random = np.random.default_rng([state, pairs, seeds, *(round(1000 * part) for part in world)])
-    at_a_time = max(1, AT_A_TIME // (pairs * seeds))
+    random = np.random.default_rng([state, pairs, *seeds, *(round(1000 * part) for part in world)])
+    at_a_time = max(1, AT_A_TIME // (pairs * max(seeds)))
     for start in range(0, repetitions, at_a_time):
         count = min(at_a_time, repetitions - start)
         common = np.sqrt(1 - luck.pair - luck.liking) * _normal(random, (count, 1, pairs))
         spread = [sd / np.exp(-(ndtri(ACCURACY) ** 2) / 2) * np.sqrt(2 * np.pi) for sd in luck.training]
-        trainings = [by * _normal(random, (count, seeds, 1)) for by in spread]
-        if seeds == 1:
+        if 1 in seeds and seeds != (1, 1):
+            spread[seeds.index(1)] = 0.0
+        trainings = [by * _normal(random, (count, each, 1)) for by, each in zip(spread, seeds, strict=True)]
+        if seeds == (1, 1):
             spread[1], trainings[1] = spread[0], trainings[0]
         right, decided, true = [], [], []
         accuracies = ACCURACY + difference / 2, ACCURACY - difference / 2
-        for accuracy, by, training in zip(accuracies, spread, trainings, strict=True):
+        for accuracy, by, training, each in zip(accuracies, spread, trainings, seeds, strict=True):
             middle = ndtri(accuracy) * np.sqrt(1 + by**2)
             logits = common + np.float32(middle) + training
             if luck.liking:
                 logits = logits + np.sqrt(luck.liking) * _normal(random, (count, 1, pairs))
             if luck.pair:
-                logits = logits + np.sqrt(luck.pair) * _normal(random, (count, seeds, pairs))
+                logits = logits + np.sqrt(luck.pair) * _normal(random, (count, each, pairs))
             right.append(logits > 0)
             decided.append((0.5 + 0.5 * np.tanh(2 * logits)).mean(1) > 0.5)
-            true.append(ndtr(middle + training[:, 0, 0]) if seeds == 1 else np.full(count, accuracy))
+            true.append(ndtr(middle + training[:, 0, 0]) if each == 1 else np.full(count, accuracy))
         yield Sample(
             first=right[0],
             second=right[1],
@@ -217,7 +221,7 @@ def _normal(random: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.f
 
 
 def measure(
-    luck: Luck, seeds: int, pairs: int, repetitions: int, resamples: int, tests: Sequence[str]
+    luck: Luck, seeds: Seeds, pairs: int, repetitions: int, resamples: int, tests: Sequence[str]
 ) -> dict[str, Any]:
     """Shares of the repetitions: false positives, and with a true difference what is found and what is covered."""
     nothing: dict[str, list[Bools]] = {name: [] for name in tests}
@@ -273,7 +277,7 @@ def main() -> None:
         for pairs in options.pairs:
             for seeds in options.seeds:
                 found = measure(LUCK[luck], seeds, pairs, options.repetitions, options.resamples, options.tests)
-                results.append({"luck": luck, "pairs": pairs, "seeds": seeds, **found})
+                results.append({"luck": luck, "pairs": pairs, "seeds": _named(seeds), **found})
     for title, key in (
         ("False positives, %, of no difference (nominal 5)", "false_positives"),
         ("Power, %, where a test that knew all variances had 80", "power"),
@@ -286,11 +290,20 @@ def main() -> None:
             for of in results
         ]
         print_table(title, ["luck", "pairs", "seeds", "points", *names], rows)
-    best = {seeds: best_power(seeds) for seeds in options.seeds if seeds > 1}
-    rows = [[str(seeds), f"{100 * power:.1f}"] for seeds, power in best.items()]
+    best = {_named(seeds): best_power(seeds[0]) for seeds in options.seeds if 1 < seeds[0] == seeds[1]}
+    rows = [[seeds, f"{100 * power:.1f}"] for seeds, power in best.items()]
     print_table("Power, %, of the best test that is right however trainings differ", ["seeds", "luck by pair"], rows)
     found = {"repetitions": options.repetitions, "worlds": results, "best_power": best}
     write_results(options.json, "inference", found)
+
+
+def _seeds(given: str) -> Seeds:
+    first, _, second = given.partition(":")
+    return int(first), int(second or first)
+
+
+def _named(seeds: Seeds) -> str:
+    return str(seeds[0]) if seeds[0] == seeds[1] else f"{seeds[0]}:{seeds[1]}"
 
 
 def _options() -> argparse.Namespace:
@@ -298,7 +311,9 @@ def _options() -> argparse.Namespace:
     known.formatter_class = argparse.RawDescriptionHelpFormatter
     known.add_argument("--luck", nargs="+", choices=LUCK, default=list(LUCK), help="what varies (default: each)")
     known.add_argument("--pairs", nargs="+", type=int, default=[120, 450, 5000], help="test pairs")
-    known.add_argument("--seeds", nargs="+", type=int, default=[1, 3, 5, 10], help="trainings of each head")
+    known.add_argument(
+        "--seeds", nargs="+", type=_seeds, default=[(1, 1), (3, 3), (5, 5), (10, 10)], help="trainings of the heads"
+    )
     known.add_argument("--tests", nargs="+", choices=TESTS, default=list(TESTS), help="which (default: all)")
     known.add_argument("--repetitions", type=int, default=500, help="evaluations of each kind")
     known.add_argument("--resamples", type=int, default=200, help="of the bootstraps and of the permutations")

@@ -174,7 +174,7 @@ def _limits(comparison: Comparison) -> list[str]:
             f"{count(len(comparison.labels))} pairs can show a difference of {shown} points or more "
             "(it would be found four times in five)."
         )
-    single = sorted({name for family in families(comparison) for test in family for name in test.single})
+    single = sorted({name for family in _families(comparison) for test in family for name in test.single})
     if single:
         named = ", ".join(single) if len(single) < 5 else f"{len(single)} heads"
         these = "that very training" if len(single) == 1 else "those very trainings"
@@ -203,7 +203,7 @@ def comparison_text(comparison: Comparison, part: str) -> str:
     """The comparison for a terminal; of a single head its classes and its confusion matrix too."""
     heads, names = comparison.heads, comparison.label_names
     tables = [as_text(score_table(comparison))]
-    tables += [f"{_corrected(tests, comparison)}\n\n{as_text(test_table(tests))}" for tests in families(comparison)]
+    tables += [f"{_corrected(tests, comparison)}\n\n{as_text(test_table(tests))}" for tests in _families(comparison)]
     if len(heads) == 1:
         tables += [as_text(class_table(heads[0], names)), as_text(confusion_table(heads[0], names))]
     blocks = [f"{part_name(part)}, {count(len(comparison.labels))} pairs (95 % intervals in brackets)"]
@@ -211,8 +211,7 @@ def comparison_text(comparison: Comparison, part: str) -> str:
     return "\n\n".join([*blocks, *tables, *(["\n".join(said)] if said else [])])
 
 
-def families(comparison: Comparison) -> list[Sequence[PairedTest]]:
-    """The paired tests that were corrected together, without those that there are none of."""
+def _families(comparison: Comparison) -> list[Sequence[PairedTest]]:
     found = comparison.tests, comparison.fusion_tests, comparison.baseline_tests
     return [tests for tests in found if tests]
 
