@@ -26,5 +26,5 @@ def test_the_page_s_test_is_right_in_worlds_where_others_are_not_and_has_their_p
         assert 0.93 <= world["coverage"]["two-way t"] <= 0.97
     assert shaky["false_positives"]["bootstrap, pairs"] > 0.2
     assert steady["power"]["two-way t"] > 1.5 * steady["power"]["McNemar & bootstrap"]
-    assert steady["power"]["two-way t"] > 0.9 * found["best_power"]["3"]
+    assert steady["power"]["two-way t"] > 0.85 * found["best_power"]["3"]
     assert "two-way t" in capsys.readouterr().out
