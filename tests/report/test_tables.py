@@ -86,6 +86,9 @@ def test_the_csv_has_plain_numbers_that_a_program_can_read(comparison: Compariso
     row = comparison.row("gated")
     assert float(lines["gated"]["accuracy"]) == pytest.approx(row.figures["accuracy"].mean, rel=1e-5)
     assert float(lines["gated"]["difference"]) == pytest.approx(0.98 - (0.60 + 0.56) / 2, abs=1e-5)
+    (test,) = (test for test in comparison.tests if test.head == "gated")
+    assert float(lines["gated"]["p"]) == pytest.approx(test.p, rel=1e-5)
+    assert float(lines["gated"]["detectable"]) == pytest.approx(test.detectable, rel=1e-5)
     assert lines["gated"]["chosen"] == "1"
     assert lines["gated"]["parameters"] == "1234"
     assert lines["majority class"]["seconds_per_epoch"] == ""
