@@ -1,9 +1,10 @@
 """Which head is better, and is that more than luck: runs on one part of the data gathered, ranked and tested.
 
-How several seeds are treated: a head's score is the mean over its seeds. Its interval resamples pairs and seeds
-together (`metrics.bootstrap`, `metrics.over_seeds`), so it holds the luck of the test pairs and of the training.
-McNemar's test needs one decision per pair, so the probabilities are averaged over the seeds first. Each kind of
-p-value is corrected (Holm) for the number of heads tested.
+How several seeds are treated: a head's score is the mean over its seeds, and its interval holds the luck of the test
+pairs and of the training (`inference.analyse`). Of one seed it is the bootstrap's, over pairs. The difference of two
+heads in accuracy is tested by the same analysis. McNemar's test stands beside it for who asks for it: it needs one
+decision per pair, so the probabilities are averaged over the seeds first. Each kind of p-value is corrected (Holm) for
+the number of heads tested.
 
 Shapes: n pairs (all labelled), c classes, s seeds, k resamples.
 """
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from frozenfusion.evaluation import metrics
+from frozenfusion.evaluation import inference, metrics
 from frozenfusion.evaluation.naming import told_apart
 from frozenfusion.fusion.base import MODALITIES
 from frozenfusion.model.tuning import Tuning
@@ -70,7 +71,7 @@ class HeadResult:
     probabilities: tuple[Floats, ...]  # one (n, c) per seed
     accuracies: tuple[float, ...]  # one per seed
     figures: Mapping[str, Estimate]
-    resampled: Mapping[str, Floats]  # one (k,) per figure
+    contributions: Mapping[str, Floats]  # one (s, n) per figure: what each pair adds to each seed's
     confusion: Ints  # (c, c), summed over seeds
 
     @property
@@ -131,8 +132,10 @@ class PairedTest:
     macro_f1: Estimate
     only_head: int  # pairs that only the head gets right
     only_other: int
+    p: float  # of the difference in accuracy
     p_mcnemar: float
-    p_bootstrap: float  # of the difference in accuracy
+    detectable: float | None  # the smallest true difference in accuracy that an uncorrected test finds in 80 %
+    single: tuple[str, ...]  # heads with one seed: of these the test holds for that training alone
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,6 +162,11 @@ class Comparison:
         return self.row(name) if name else self.heads[0]
 
     @property
+    def seeded(self) -> bool:
+        """Whether any head has several seeds."""
+        return any(len(row.runs) > 1 for row in self.rows)
+
+    @property
     def heads(self) -> list[HeadResult]:
         """The rows that are no baselines."""
         return [row for row in self.rows if row.runs]
@@ -181,10 +189,11 @@ def compare(
     groups = _groups(runs)
     members: list[tuple[str, tuple[RunResult, ...]]] = [*groups.items(), *((name, ()) for name in baselines)]
     given = [tuple(run.probabilities for run in group) or (baselines[name],) for name, group in members]
-    drawn = _resampled_scores(labels, given, len(label_names), resamples, seed)
+    first = [probabilities[0].argmax(1) for probabilities in given]
+    drawn = metrics.bootstrap(labels, first, len(label_names), resamples=resamples, seed=seed)
     rows = [
-        _row(name, group, probabilities, labels, len(label_names), resampled, [seed, place])
-        for place, ((name, group), probabilities, resampled) in enumerate(zip(members, given, drawn, strict=True))
+        _row(name, group, probabilities, labels, len(label_names), {of: getattr(drawn, of)[place] for of in FIGURES})
+        for place, ((name, group), probabilities) in enumerate(zip(members, given, strict=True))
     ]
     rows.sort(key=lambda row: -row.figures["accuracy"].mean)
     heads = [row for row in rows if row.runs]
@@ -221,53 +230,49 @@ def _groups(runs: Sequence[RunResult]) -> dict[str, tuple[RunResult, ...]]:
     return groups
 
 
-def _resampled_scores(
-    labels: Ints, given: Sequence[Sequence[Floats]], classes: int, resamples: int, seed: int
-) -> list[dict[str, Floats]]:
-    """For each row and figure the scores (s, k) of its seeds on one draw of pairs that all rows share."""
-    predictions = [probabilities.argmax(1) for row in given for probabilities in row]
-    scores = metrics.bootstrap(labels, predictions, classes, resamples=resamples, seed=seed)
-    ends = np.cumsum([len(row) for row in given])[:-1]
-    parts = {name: np.split(getattr(scores, name), ends) for name in FIGURES}
-    return [{name: parts[name][place] for name in FIGURES} for place in range(len(given))]
-
-
 def _row(
     name: str,
     runs: tuple[RunResult, ...],
     probabilities: tuple[Floats, ...],
     labels: Ints,
     classes: int,
-    resampled: Mapping[str, Floats],
-    seed: Sequence[int],
+    resampled: Mapping[str, Floats],  # of the first seed
 ) -> HeadResult:
-    confusion = np.stack([metrics.confusion_matrix(labels, each.argmax(1), classes) for each in probabilities])
+    predictions = [each.argmax(1) for each in probabilities]
+    confusion = np.stack([metrics.confusion_matrix(labels, each, classes) for each in predictions])
     measured = metrics.scores(confusion)
-    together = {figure: metrics.over_seeds(values, seed=seed) for figure, values in resampled.items()}
+    added = [metrics.contributions(labels, each, classes) for each in predictions]
+    contributions = {figure: np.stack([getattr(each, figure) for each in added]) for figure in FIGURES}
     return HeadResult(
         name=name,
         runs=runs,
         probabilities=probabilities,
         accuracies=tuple(measured.accuracy.tolist()),
-        figures={figure: _estimate(getattr(measured, figure), together[figure]) for figure in FIGURES},
-        resampled=together,
+        figures={of: _estimate(getattr(measured, of), contributions[of], resampled[of]) for of in FIGURES},
+        contributions=contributions,
         confusion=confusion.sum(0),
     )
 
 
-def _estimate(values: Floats, resampled: Floats) -> Estimate:
-    low, high = metrics.interval(resampled)
-    return Estimate(float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None, low, high)
+def _estimate(values: Floats, contributions: Floats, resampled: Floats) -> Estimate:
+    """The mean of `values` (s,), with the interval of contributions (s, n), or of resampled values (k,) of one seed."""
+    if len(values) == 1:
+        return Estimate(float(values[0]), None, *metrics.interval(resampled))
+    low, high = _bounds(inference.analyse(contributions), 0, 1)
+    return Estimate(float(values.mean()), float(values.std(ddof=1)), low, high)
+
+
+def _bounds(found: inference.Inference, least: float, most: float) -> tuple[float, float]:
+    low, high = found.interval()
+    return max(least, float(low)), min(most, float(high))
 
 
 def _paired(labels: Ints, row: HeadResult, other: HeadResult) -> PairedTest:
     """The test of `row` against `other`, not yet corrected."""
-    differences = {name: row.resampled[name] - other.resampled[name] for name in ("accuracy", "macro_f1")}
-    figures = {
-        name: Estimate(row.figures[name].mean - other.figures[name].mean, None, *metrics.interval(values))
-        for name, values in differences.items()
-    }
+    found = {of: inference.analyse(row.contributions[of], other.contributions[of]) for of in ("accuracy", "macro_f1")}
+    figures = {of: Estimate(float(each.mean), None, *_bounds(each, -1, 1)) for of, each in found.items()}
     exact = metrics.mcnemar(labels, row.predictions, other.predictions)
+    detectable = float(found["accuracy"].detectable())
     return PairedTest(
         head=row.name,
         other=other.name,
@@ -275,18 +280,17 @@ def _paired(labels: Ints, row: HeadResult, other: HeadResult) -> PairedTest:
         macro_f1=figures["macro_f1"],
         only_head=exact.only_first,
         only_other=exact.only_second,
+        p=float(found["accuracy"].p),
         p_mcnemar=exact.p,
-        p_bootstrap=metrics.bootstrap_p(differences["accuracy"]),
+        detectable=detectable if detectable < 1 else None,
+        single=tuple(each.name for each in (row, other) if len(each.runs) == 1),
     )
 
 
 def _corrected(tests: Sequence[PairedTest]) -> tuple[PairedTest, ...]:
-    mcnemar = metrics.holm([test.p_mcnemar for test in tests])
-    bootstrap = metrics.holm([test.p_bootstrap for test in tests])
-    return tuple(
-        replace(test, p_mcnemar=exact, p_bootstrap=resampled)
-        for test, exact, resampled in zip(tests, mcnemar, bootstrap, strict=True)
-    )
+    primary = metrics.holm([test.p for test in tests])
+    exact = metrics.holm([test.p_mcnemar for test in tests])
+    return tuple(replace(test, p=p, p_mcnemar=beside) for test, p, beside in zip(tests, primary, exact, strict=True))
 
 
 def _reference(heads: Sequence[HeadResult], name: str) -> HeadResult | None:

@@ -28,7 +28,7 @@ class EvaluateConfig:
     """fusion head that the others are tested against; by default concat"""
 
     bootstrap: int = 2000
-    """resamples behind each interval"""
+    """resamples behind the interval of a single run"""
 
     seed: int = 0
     """seed of the resampling"""

@@ -5,6 +5,7 @@ import pytest
 
 from frozenfusion.evaluation import metrics
 from frozenfusion.evaluation.comparison import Comparison, RunResult, compare
+from frozenfusion.evaluation.inference import analyse
 from frozenfusion.utils.errors import UsageError
 
 NAMES = ("positive", "neutral", "negative")
@@ -77,21 +78,45 @@ def test_every_head_is_tested_against_the_reference_with_corrected_p_values():
     tests = {test.head: test for test in found.tests}
     assert set(tests) == {"gated", "weighted"}
     decided = {r.head: r.probabilities.argmax(1) for r in runs}
+    tests_right = {head: (decided[head] == LABELS)[None].astype(float) for head in decided}
     plain = {head: metrics.mcnemar(LABELS, decided[head], decided["concat"]) for head in tests}
     corrected = metrics.holm([plain[test.head].p for test in found.tests])
     assert [test.p_mcnemar for test in found.tests] == pytest.approx(corrected)
     gated = tests["gated"]
     assert (gated.only_head, gated.only_other) == (plain["gated"].only_first, plain["gated"].only_second)
     assert gated.accuracy.low > 0
-    assert gated.p_bootstrap < 0.05
-    assert tests["weighted"].p_bootstrap > 0.05
+    assert gated.p < 0.05
+    assert tests["weighted"].p > 0.05
+    alone = [analyse(*(tests_right[name] for name in (test.head, test.other))) for test in found.tests]
+    assert [test.p for test in found.tests] == pytest.approx(metrics.holm([float(each.p) for each in alone]))
+    assert [test.detectable for test in found.tests] == pytest.approx([float(each.detectable()) for each in alone])
 
 
-def test_a_difference_of_a_head_to_its_own_copy_is_zero():
+def test_a_difference_of_a_head_to_its_own_copy_is_zero_as_far_as_the_pairs_can_tell():
     found = comparison(run("concat", 0.6), run("gated", 0.6))
     (test,) = found.tests
-    assert (test.accuracy.mean, test.accuracy.low, test.accuracy.high) == (0, 0, 0)
-    assert (test.p_mcnemar, test.p_bootstrap) == (1, 1)
+    assert test.accuracy.mean == 0
+    assert 0 < test.accuracy.high == -test.accuracy.low < 3 / N
+    assert (test.p_mcnemar, test.p) == (1, 1)
+
+
+def test_a_test_names_the_heads_that_have_one_seed_and_no_baseline_among_them():
+    found = comparison(run("concat", 0.6, 1), run("gated", 0.7, 2), run("gated", 0.7, 3))
+    assert [test.single for test in found.tests] == [("concat",)]
+    assert [test.single for test in found.baseline_tests] == [("concat",)]
+
+
+def test_what_the_trainings_differ_by_is_held_against_a_difference():
+    steady = comparison(
+        *(run("concat", 0.6, seed) for seed in range(3)), *(run("gated", 0.75, 9 + seed) for seed in range(3))
+    )
+    shaky = comparison(
+        *(run("concat", 0.6 + off, seed) for seed, off in enumerate((-0.1, 0, 0.1))),
+        *(run("gated", 0.75 + off, 9 + seed) for seed, off in enumerate((-0.1, 0, 0.1))),
+    )
+    assert steady.tests[0].p < 0.05 < shaky.tests[0].p
+    assert shaky.tests[0].p_mcnemar < 0.05  # which does not ask how another training would have gone
+    assert steady.tests[0].detectable < shaky.tests[0].detectable
 
 
 def test_seeds_widen_the_interval_of_a_head_that_depends_on_them():
@@ -147,7 +172,7 @@ def test_the_chosen_head_is_tested_against_each_single_modality():
         run("text", 0.5, 1, validation=0.5), run("image", 0.5, 2, validation=0.5), run("gated", 0.95, 3, validation=0.9)
     )
     assert sorted((test.head, test.other) for test in found.fusion_tests) == [("gated", "image"), ("gated", "text")]
-    assert all(test.p_mcnemar < 0.05 and test.p_bootstrap < 0.05 for test in found.fusion_tests)
+    assert all(test.p < 0.05 and test.p_mcnemar < 0.05 for test in found.fusion_tests)
 
 
 def test_the_same_seed_gives_the_same_intervals():

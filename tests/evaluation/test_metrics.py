@@ -99,19 +99,12 @@ def test_interval_takes_the_outer_percentiles():
     assert metrics.interval(np.arange(1001) / 1000) == pytest.approx((0.025, 0.975))
 
 
-def test_over_seeds_leaves_one_seed_alone_and_spreads_several():
-    one = np.random.default_rng(0).random((1, 100))
-    np.testing.assert_array_equal(metrics.over_seeds(one, seed=5), one[0])
-    two = np.stack([np.zeros(4000), np.ones(4000)])
-    values, counts = np.unique(metrics.over_seeds(two, seed=5), return_counts=True)
-    assert values.tolist() == [0, 0.5, 1]
-    np.testing.assert_allclose(counts / 4000, [0.25, 0.5, 0.25], atol=0.03)
-
-
-def test_bootstrap_p_is_twice_the_smaller_tail():
-    assert metrics.bootstrap_p(np.r_[np.full(9, -1.0), np.full(990, 1.0)]) == pytest.approx(2 * 10 / 1000)
-    assert metrics.bootstrap_p(np.ones(999)) == pytest.approx(2 / 1000)
-    assert metrics.bootstrap_p(np.zeros(999)) == 1.0
+def test_contributions_have_the_figures_as_their_means_and_spread_as_the_bootstrap_does():
+    drawn = metrics.bootstrap(LABELS, [PREDICTIONS], 4, resamples=4000, seed=0)
+    whole = metrics.scores(metrics.confusion_matrix(LABELS, PREDICTIONS, 4))
+    for name, values in metrics.contributions(LABELS, PREDICTIONS, 4)._asdict().items():
+        assert values.mean() == pytest.approx(getattr(whole, name))
+        assert values.std() / len(LABELS) ** 0.5 == pytest.approx(getattr(drawn, name).std(), rel=0.1)
 
 
 def test_mcnemar_counts_the_discordant_pairs_and_is_exact():

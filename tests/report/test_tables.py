@@ -71,11 +71,24 @@ def test_conclusions_warn_of_parts_that_flatter(comparison: Comparison, part: st
     assert "had no say" not in said
 
 
+def test_conclusions_say_what_the_pairs_can_show_and_what_one_seed_cannot(comparison: Comparison):
+    said = " ".join(tables.conclusions(comparison, "test"))
+    least, most = (tables.percent(edge([test.detectable for test in comparison.tests])) for edge in (min, max))
+    assert f"100 pairs can show a difference of {least} to {most} points or more" in said
+    assert "There is only one seed of gated, text: the tests hold for those very trainings" in said
+    twice = [result("concat", 40), result("concat", 44, 1), result("gated", 2, 3), result("gated", 4, 5)]
+    found = compare(LABELS, NAMES, twice, {}, reference="concat", resamples=100, seed=0)
+    assert "one seed" not in " ".join(tables.conclusions(found, "test"))
+
+
 def test_the_csv_has_plain_numbers_that_a_program_can_read(comparison: Comparison):
     lines = {line["name"]: line for line in csv.DictReader(io.StringIO(tables.comparison_csv(comparison)))}
     row = comparison.row("gated")
     assert float(lines["gated"]["accuracy"]) == pytest.approx(row.figures["accuracy"].mean, rel=1e-5)
     assert float(lines["gated"]["difference"]) == pytest.approx(0.98 - (0.60 + 0.56) / 2, abs=1e-5)
+    (test,) = (test for test in comparison.tests if test.head == "gated")
+    assert float(lines["gated"]["p"]) == pytest.approx(test.p, rel=1e-5)
+    assert float(lines["gated"]["detectable"]) == pytest.approx(test.detectable, rel=1e-5)
     assert lines["gated"]["chosen"] == "1"
     assert lines["gated"]["parameters"] == "1234"
     assert lines["majority class"]["seconds_per_epoch"] == ""

@@ -35,7 +35,7 @@ def render(page: Page) -> str:
             c=comparison,
             focus=comparison.focus,
             shown=shown,
-            seeded=any(len(row.runs) > 1 for row in comparison.rows),
+            seeded=comparison.seeded,
             support=np.bincount(comparison.labels, minlength=len(comparison.label_names)).tolist(),
             conclusions=tables.conclusions(comparison, page.part),
             dropping=dropping(comparison),
