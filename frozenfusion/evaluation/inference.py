@@ -69,6 +69,7 @@ def analyse(first: Floats, second: Floats | None = None) -> Inference:
     by_training = np.stack(
         [np.zeros_like(mean), *(head.mean(-1).var(-1, ddof=1) / head.shape[-2] for head in repeated)]
     )
+    # The rest, what neither pairs nor trainings explain, is in both of these: it is counted with the trainings.
     of_pairs = np.maximum(of_these - sum(map(_rest, repeated)), 0)
     of_trainings = by_training.sum(0)
     counts = np.array([1, *(head.shape[-2] for head in repeated)]).reshape(-1, *[1] * mean.ndim)
