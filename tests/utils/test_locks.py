@@ -39,9 +39,17 @@ def test_a_second_release_does_not_take_the_next_writers_lock_away(path: Path) -
     second.release()
 
 
-def test_a_folder_that_is_not_there_is_made(path: Path) -> None:
-    WriterLock(path.parent / "new" / "file.h5").release()
-    assert (path.parent / "new").is_dir()
+def test_a_folder_that_is_not_there_is_made_and_stays_where_something_came_into_it(path: Path) -> None:
+    for name, written in (("written", True), ("empty", False)):
+        file = path.parent / name / "file.h5"
+        with WriterLock(file):
+            assert file.parent.is_dir()
+            if written:
+                file.write_text("done")
+        assert file.parent.exists() == written
+    (path.parent / "theirs").mkdir()
+    WriterLock(path.parent / "theirs" / "file.h5").release()
+    assert (path.parent / "theirs").is_dir()
 
 
 def test_a_lock_file_that_may_not_be_made_is_a_user_error(path: Path) -> None:
