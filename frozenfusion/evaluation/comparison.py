@@ -2,8 +2,8 @@
 
 How several seeds are treated: a head's score is the mean over its seeds, and its interval holds the luck of the test
 pairs and of the training (`inference.analyse`). Of one seed it is the bootstrap's, over pairs. The difference of two
-heads in accuracy is tested by the same analysis. McNemar's test stands beside it: it needs one decision per pair, so the
-probabilities are averaged over the seeds. Each kind of p-value is corrected (Holm) for the number of heads tested.
+heads in accuracy is tested by the same analysis. McNemar's test stands beside it: it needs one decision per pair, so
+the probabilities are averaged over the seeds. Each kind of p-value is corrected (Holm) for the number of heads tested.
 
 Shapes: n pairs (all labelled), c classes, s seeds, k resamples.
 """

@@ -33,6 +33,7 @@ from frozenfusion.utils.messages import printable
 from frozenfusion.utils.progress import log
 
 DEFAULT_BASELINE = "concat"
+FEW_PAIRS = 100  # of a validation part, for a temperature
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -203,8 +204,21 @@ def evaluate(
         log.warning(note)
     predictor = Predictor(inputs, arithmetic)
     predictions = {run.name: predicted for run, predicted in predictor.predictions()}
-    fitted = {run.name: _scaling(run, inputs, predictor) for run in inputs.runs} if config.calibrate else {}
-    return Evaluation(inputs, predictions, predictor, {name: by for name, by in fitted.items() if by is not None})
+    found = {run.name: _scaling(run, inputs, predictor) for run in inputs.runs} if config.calibrate else {}
+    scalings = {name: by for name, by in found.items() if by is not None}
+    if scalings:
+        _tell_calibration(list(scalings.values()))
+    return Evaluation(inputs, predictions, predictor, scalings)
+
+
+def _tell_calibration(scalings: Sequence[TemperatureScaling]) -> None:
+    """What the temperatures come from, since how many pairs that were says how much they are worth."""
+    pairs = min(scaling.pairs for scaling in scalings)
+    low, high = (f"{of(scaling.temperature for scaling in scalings):.2f}" for of in (min, max))
+    told = low if low == high else f"{low} to {high}"
+    log.info("probabilities are calibrated: T %s, fitted on %d validation pairs", told, pairs)
+    if pairs < FEW_PAIRS:
+        log.warning("a temperature fitted on %d pairs is uncertain: the calibration error may rise instead", pairs)
 
 
 def _scaling(run: Run, inputs: EvaluationInputs, predictor: Predictor) -> TemperatureScaling | None:

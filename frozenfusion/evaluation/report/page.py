@@ -96,6 +96,11 @@ def _facts(inputs: EvaluationInputs, comparison: Comparison) -> list[str]:
     made_by = inputs.store.fingerprint
     told = (("backbone", "{}"), ("image_size", "{} px"), ("pooling", "pooling {}"))
     facts.append(", ".join(how.format(made_by[name]) for name, how in told if name in made_by))
+    encoders = {run.model.text_encoder for run in inputs.runs if "text" in head_class(run.model.fusion).uses}
+    if len(encoders) == 1:
+        facts.append(f"texts by {'/'.join(Path(*encoders).parts[-2:])}")
+    elif encoders:
+        facts.append(f"{len(encoders)} text encoders")
     return [*facts, f"parameters of the {inputs.config.checkpoint} epoch"]
 
 

@@ -198,7 +198,7 @@ def _limits(comparison: Comparison) -> list[str]:
             f"{count(len(comparison.labels))} pairs can show a difference of {shown} points or more "
             "(it would be found four times in five)."
         )
-    single = sorted({name for family in _families(comparison) for test in family for name in test.single})
+    single = sorted({name for _, tests in _families(comparison) for test in tests for name in test.single})
     if single:
         named = ", ".join(single) if len(single) < 5 else f"{len(single)} heads"
         these = "that very training" if len(single) == 1 else "those very trainings"
@@ -227,7 +227,10 @@ def comparison_text(comparison: Comparison, part: str) -> str:
     """The comparison for a terminal; of a single head its classes and its confusion matrix too."""
     heads, names = comparison.heads, comparison.label_names
     tables = [as_text(score_table(comparison))]
-    tables += [f"{_corrected(tests, comparison)}\n\n{as_text(test_table(tests))}" for tests in _families(comparison)]
+    tables += [
+        f"{printable(name, None)}: {_corrected(tests, comparison)}\n\n{as_text(test_table(tests))}"
+        for name, tests in _families(comparison)
+    ]
     if len(heads) == 1:
         tables += [as_text(class_table(heads[0], names)), as_text(confusion_table(heads[0], names))]
     blocks = [f"{part_name(part)}, {count(len(comparison.labels))} pairs (95 % intervals in brackets)"]
@@ -235,9 +238,13 @@ def comparison_text(comparison: Comparison, part: str) -> str:
     return "\n\n".join([*blocks, *tables, *(["\n".join(said)] if said else [])])
 
 
-def _families(comparison: Comparison) -> list[Sequence[PairedTest]]:
-    found = comparison.tests, comparison.fusion_tests, comparison.baseline_tests
-    return [tests for tests in found if tests]
+def _families(comparison: Comparison) -> list[tuple[str, Sequence[PairedTest]]]:
+    found = (
+        (f"Against {comparison.reference}", comparison.tests),
+        ("Against each modality alone", comparison.fusion_tests),
+        ("Against the baselines", comparison.baseline_tests),
+    )
+    return [(name, tests) for name, tests in found if tests]
 
 
 def comparison_markdown(comparison: Comparison, title: str, part: str, notes: Sequence[str]) -> str:
@@ -246,13 +253,8 @@ def comparison_markdown(comparison: Comparison, title: str, part: str, notes: Se
     if notes:
         blocks.append("\n".join(f"- {escape_markdown(note)}" for note in notes))
     blocks += ["Mean ± standard deviation over seeds (95 % interval).", as_markdown(score_table(comparison))]
-    for name, tests in (
-        (f"Against {comparison.reference}", comparison.tests),
-        ("Against each modality alone", comparison.fusion_tests),
-        ("Against the baselines", comparison.baseline_tests),
-    ):
-        if tests:
-            blocks += [f"## {escape_markdown(name)}", _corrected(tests, comparison), as_markdown(test_table(tests))]
+    for name, tests in _families(comparison):
+        blocks += [f"## {escape_markdown(name)}", _corrected(tests, comparison), as_markdown(test_table(tests))]
     tuned = tunings(comparison)
     if tuned:
         blocks += ["## Tuning", TUNED, as_markdown(tuning_cells(tuned))]
