@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from functools import cache
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from frozenfusion.utils.errors import UsageError
@@ -58,9 +59,14 @@ def whole(name: str, value: int, bound: int) -> None:
     at_least(name, value, bound)
 
 
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
 def one_of(config: object, name: str) -> None:
     """Raise UsageError unless the field `name` of a dataclass has one of the values that its Literal lists."""
-    value, kind = getattr(config, name), get_type_hints(type(config))[name]
+    value, kind = getattr(config, name), _hints(type(config))[name]
     allowed = [each for part in (kind, *get_args(kind)) if get_origin(part) is Literal for each in get_args(part)]
     if value not in allowed:
         raise UsageError(f"`{name}` must be one of {', '.join(map(str, allowed))}, not {value!r}")
