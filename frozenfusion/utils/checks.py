@@ -60,11 +60,11 @@ def whole(name: str, value: int, bound: int) -> None:
 
 
 @cache
-def _hints(kind: type) -> dict[str, Any]:
+def _hints(kind: type[Any]) -> dict[str, Any]:
     return get_type_hints(kind)
 
 
-def one_of(config: object, name: str) -> None:
+def one_of(config: Any, name: str) -> None:
     """Raise UsageError unless the field `name` of a dataclass has one of the values that its Literal lists."""
     value, kind = getattr(config, name), _hints(type(config))[name]
     allowed = [each for part in (kind, *get_args(kind)) if get_origin(part) is Literal for each in get_args(part)]
