@@ -66,7 +66,7 @@ def _hints(kind: type[Any]) -> dict[str, Any]:
 
 def one_of(config: Any, name: str) -> None:
     """Raise UsageError unless the field `name` of a dataclass has one of the values that its Literal lists."""
-    value, kind = getattr(config, name), _hints(type(config))[name]
+    value, kind = getattr(config, name), _hints(type(config))[name]  # type: ignore[arg-type]  # a class is hashable
     allowed = [each for part in (kind, *get_args(kind)) if get_origin(part) is Literal for each in get_args(part)]
     if value not in allowed:
         raise UsageError(f"`{name}` must be one of {', '.join(map(str, allowed))}, not {value!r}")
