@@ -1,4 +1,4 @@
-"""Dropout that draws its random numbers fast on a CPU, where torch's own takes a third of a sequence head's step."""
+"""Dropout that draws its random numbers fast on a CPU, where torch's own takes a fifth of a sequence head's step."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def main() -> None:
             _train(setup, orders, say)
     except Terminated:
         status = TERMINATED
-    except (EOFError, BrokenPipeError):
+    except (EOFError, BrokenPipeError, pickle.UnpicklingError):  # cut short where the parent was killed
         pass
     os._exit(status)  # not by way of Python's end, which waits for whoever reads stdin
 
