@@ -43,6 +43,19 @@ _SUMMARY: Mapping[str, fits.Fit] = {
     **dict.fromkeys(("val_accuracy", "val_macro_f1"), fits.optional(_ACCURACY)),
 }
 
+# What is figured of each round of joint learning: by each modality alone, and together.
+_LABELS_GIVEN: Mapping[str, fits.Fit] = {
+    "pairs": fits.whole(0),
+    "of_class": lambda value: isinstance(value, list) and len(value) > 0 and all(map(fits.whole(0), value)),
+    "accuracy": fits.optional(_ACCURACY),
+}
+_ROUND: Mapping[str, fits.Fit] = {
+    "round": fits.whole(1),
+    "exchanged": fits.flag,
+    "labels": _LABELS_GIVEN["of_class"],
+    **dict.fromkeys(("text", "image", "agreed"), lambda value: not fits.misfit(value, _LABELS_GIVEN, _LABELS_GIVEN)),
+}
+
 # Options that there were not always, and what runs from before were trained with.
 LATER: Mapping[str, Any] = {
     "optimizer": "adam",
@@ -68,6 +81,12 @@ RECIPE = (
     *("epochs", *LATER),
 )
 
+# Those of a training on few labels or on pseudo-labels, which other runs' files do not have.
+JOINT = (
+    *("joint", "rounds", "select", "per_round", "confidence", "pseudo_weight"),
+    *("label_fraction", "unlabelled", "unlabelled_cache"),
+)
+
 RESTORED = "the same training command restores what a run has lost"
 
 _TOKEN_LISTS = {"special_tokens_map.json", "added_tokens.json"}
@@ -84,6 +103,8 @@ _FILES = {
     "learning_rate.png": "its curve",
     "curves.png": "loss and accuracy",
     "checksums.json": "CRC-32 of config.json, split.json, metrics.jsonl, and of the files of the two folders",
+    "joint.json": "the rounds of joint learning so far, where it gave pseudo-labels",
+    "pseudo.csv": "those pseudo-labels, for a person",
     "calibration.json": "the temperature of the parameters' probabilities, where one was fitted",
     "summary.json": "what came out, written last of all: without it a run is not finished",
 }
@@ -138,6 +159,11 @@ class RunFolder:
         """The temperature of the parameters' probabilities, where one was fitted."""
         return self.file("calibration.json")
 
+    @property
+    def joint_file(self) -> Path:
+        """The rounds of joint learning so far, where it gave pseudo-labels."""
+        return self.file("joint.json")
+
     def weights(self, checkpoint: str) -> Path:
         """Parameters of the "best" epoch or of the "last", once the run is finished."""
         return self.file(CHECKPOINTS[checkpoint])
@@ -186,6 +212,7 @@ class RunFolder:
         # what the head was given, and how texts are pooled, stands in the model's configuration
         in_model = ("alpha", "head_options", "text_pool")
         chosen = {name: options.get(name, LATER.get(name)) for name in RECIPE if name not in in_model}
+        chosen |= {name: options[name] for name in JOINT if name in options}
         if chosen["text_encoder"] in RECURRENT:
             chosen |= {name: options.get(name) for name in OPTIONS}
         if isinstance(chosen["text_encoder"], str):
@@ -223,6 +250,14 @@ class RunFolder:
         if wrong:
             raise UserError(f"{self.summary_file}: not the summary of a run ({wrong}): restore or remove the file")
         return without_checksum(values, self.summary_file)
+
+    @cached_property
+    def rounds(self) -> list[Mapping[str, Any]]:
+        """The figures of the rounds of joint learning; none where there was none."""
+        if not self.joint_file.exists():
+            return []
+        values = read_json(self.joint_file)
+        return checked_rounds(values.get("history") if isinstance(values, dict) else None, self.joint_file)
 
     def validation(self, checkpoint: str) -> float | None:
         """Accuracy on the validation part at the checkpoint (best or last), None where there was no such part."""
@@ -262,7 +297,8 @@ class RunFolder:
     def lost_files(self, model: ModelConfig) -> list[Path]:
         """What a finished run of such a model has, and this one has no longer; pictures are not missed."""
         files = [self.file(name) for name in _FILES if name.endswith((".json", ".jsonl", ".safetensors"))]
-        for unneeded in (self.file(CHECKSUMS), self.calibration_file):  # runs of version 0.1 never had them
+        # runs of version 0.1 never had the first two, and most runs learn from labels alone
+        for unneeded in (self.file(CHECKSUMS), self.calibration_file, self.joint_file):
             files.remove(unneeded)
         return list(dict.fromkeys([*self.lost_parts(model), *(file for file in files if not file.is_file())]))
 
@@ -312,3 +348,17 @@ def checked_history(lines: Any, path: Path) -> list[Mapping[str, Any]]:
         if wrong:
             raise UserError(f"{path}: no epoch's figures (epoch {number} {wrong}): restore or remove the file")
     return lines
+
+
+def checked_rounds(lines: Any, path: Path) -> list[Mapping[str, Any]]:
+    """The figures of rounds that a file of a run holds. Raises UserError for anything else."""
+    wrong = None if isinstance(lines, list) else "holds no list of rounds"
+    for line in lines if not wrong else ():
+        wrong = wrong or fits.misfit(line, _ROUND, _ROUND)
+        if not wrong:
+            counts = (line["labels"], *(line[name]["of_class"] for name in ("text", "image", "agreed")))
+            wrong = None if len(set(map(len, counts))) == 1 else "has other classes in each count"
+    if wrong:
+        raise UserError(f"{path}: no record of joint learning ({wrong}): remove it: {RESTORED}")
+    checked: list[Mapping[str, Any]] = lines
+    return checked

@@ -212,6 +212,7 @@ def _run(
         config,
         device=inputs.device,
         autocast=inputs.autocast,
+        weights=inputs.weights,
     )
     if state.epochs:
         restore(folder, model, trainer.optimizer)
@@ -279,4 +280,5 @@ def _as_json(inputs: TrainingInputs, config: TrainConfig, head: str, folder: Run
         "seed": inputs.split.seed,
         "seeds": [config.seed] if config.seed != inputs.split.seed else [],
         "head_option": [f"{name}={json.dumps(value)}" for name, value in config.head_options.items()],
+        **inputs.more.options,
     }

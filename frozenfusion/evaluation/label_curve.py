@@ -1,0 +1,150 @@
+"""What labels are worth: accuracy by the fraction of labels that counted, and what pseudo-labels add to it.
+
+A point is the mean over draws of the labels. Draws and test pairs are crossed, and both have their luck, so an interval
+is that of a mean with two random effects: the variances of the draws' means and of the pairs' means add up, and its
+degrees of freedom are Satterthwaite's. It is somewhat too wide where a draw matters for some pairs alone. With one draw
+nothing is known of the luck of the draw, and no interval is given.
+
+Shapes: n pairs, s draws.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from frozenfusion.utils.messages import printable
+
+MOST_DRIFT = 0.1  # of pseudo-labels from the labelled pairs' shares of classes, before it is warned of
+METHODS = {None: "labels alone", "self": "self", "co": "co"}
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledRun:
+    """One run by how it came by its labels, and what it predicts (n,)."""
+
+    head: str
+    method: str | None  # "self" or "co"; None learned from labels alone
+    fraction: float  # of the labels
+    draw: int  # the seed that drew them
+    predictions: Ints
+    rounds: Sequence[Mapping[str, Any]] = ()  # figures of the pseudo-labels
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and its 95 % interval, which is not known of one draw."""
+
+    mean: float
+    low: float | None
+    high: float | None
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval is known and zero is not in it."""
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A method at a fraction of the labels: accuracy, and the gain over the same draws' labels alone."""
+
+    head: str
+    method: str  # as people call it
+    fraction: float
+    draws: int
+    accuracy: Interval
+    gain: Interval | None = None  # None of the labels alone, and where no draw is shared with them
+    by_round: Sequence[float] = ()  # share of the agreed pseudo-labels that are right, mean over the draws
+    pseudo_labels: float | None = None  # mean number of those that were kept
+    notes: Sequence[str] = field(default_factory=tuple)  # what to be wary of
+
+
+def label_curve(labels: Ints, label_names: Sequence[str], runs: Sequence[LabelledRun]) -> list[Point]:
+    """The points of a study: by head, method and fraction; nothing where no run knows its fraction."""
+    groups: dict[tuple[str, str | None, float], dict[int, LabelledRun]] = defaultdict(dict)
+    for run in runs:
+        groups[run.head, run.method, run.fraction][run.draw] = run
+    points = []
+    for (head, method, fraction), drawn in groups.items():
+        alone = groups.get((head, None, fraction), {}) if method else {}
+        shared = sorted(drawn.keys() & alone.keys())
+        last = [run.rounds[-1] for run in drawn.values() if run.rounds]
+        notes = [f"draw {seed}: {told}" for seed, run in sorted(drawn.items()) if (told := _note(run, label_names))]
+        points.append(
+            Point(
+                head=head,
+                method=METHODS[method],
+                fraction=fraction,
+                draws=len(drawn),
+                accuracy=crossed(_right(labels, [drawn[seed] for seed in sorted(drawn)])),
+                gain=crossed(
+                    _right(labels, [drawn[seed] for seed in shared]) - _right(labels, [alone[s] for s in shared])
+                )
+                if shared
+                else None,
+                by_round=_by_round(list(drawn.values())),
+                pseudo_labels=float(np.mean([line["agreed"]["pairs"] for line in last])) if last else None,
+                notes=notes,
+            )
+        )
+    order = list(METHODS.values())
+    return sorted(points, key=lambda point: (point.head, point.fraction, order.index(point.method)))
+
+
+def crossed(values: Floats) -> Interval:
+    """Mean of values (s, n) of draws and pairs that are crossed, and its 95 % interval: see the module."""
+    from scipy.stats import t
+
+    draws, pairs = values.shape
+    mean = float(values.mean())
+    if draws < 2 or pairs < 2:
+        return Interval(mean, None, None)
+    of_draws = float(values.mean(1).var(ddof=1)) / draws
+    of_pairs = float(values.mean(0).var(ddof=1)) / pairs
+    variance = of_draws + of_pairs
+    if not variance:
+        return Interval(mean, mean, mean)
+    freedom = variance**2 / (of_draws**2 / (draws - 1) + of_pairs**2 / (pairs - 1))
+    reach = float(t.ppf(0.975, freedom)) * math.sqrt(variance)
+    return Interval(mean, mean - reach, mean + reach)
+
+
+def drift_note(line: Mapping[str, Any], label_names: Sequence[str]) -> str | None:
+    """What to say where agreed pseudo-labels leave the shares of classes among the labels; None where they do not."""
+    counts, given = np.array(line["labels"]), np.array(line["agreed"]["of_class"])
+    if not given.sum():
+        return "no pseudo-label is kept, the labels alone are learned from"
+    prior, shares = counts / counts.sum(), given / given.sum()
+    far = float(np.abs(shares - prior).sum()) / 2
+    if far <= MOST_DRIFT:
+        return None
+    most = int(np.abs(shares - prior).argmax())
+    name = printable(label_names[most]) if most < len(label_names) else f"class {most}"
+    return (
+        f"the pseudo-labels have other shares of classes than the labels: {far:.0%} of them would have to be of "
+        f"another class, and {name} has {shares[most]:.0%} instead of {prior[most]:.0%}"
+    )
+
+
+def _note(run: LabelledRun, label_names: Sequence[str]) -> str | None:
+    return drift_note(run.rounds[-1], label_names) if run.rounds else None
+
+
+def _right(labels: Ints, runs: Sequence[LabelledRun]) -> Floats:
+    return np.stack([run.predictions == labels for run in runs]).astype(np.float64)
+
+
+def _by_round(runs: Sequence[LabelledRun]) -> list[float]:
+    """Mean share of right pseudo-labels by round, as far as all runs know it."""
+    known = [[line["agreed"]["accuracy"] for line in run.rounds] for run in runs]
+    return [float(np.mean(of)) for of in zip(*known, strict=False) if None not in of]
