@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from frozenfusion.fusion.base import MODALITIES
 from frozenfusion.joint.selection import NOT_LABELLED, agreed
 from frozenfusion.model.checksums import with_checksum, without_checksum
-from frozenfusion.model.run_folder import RunFolder, checked_rounds
+from frozenfusion.model.rounds import checked_rounds
+from frozenfusion.model.run_folder import RunFolder
 from frozenfusion.utils import fits
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import keep_current, read_json, write_json

@@ -13,6 +13,7 @@ from typing import Any
 from frozenfusion.data.splits import Split
 from frozenfusion.model.checksums import CHECKSUMS, without_checksum
 from frozenfusion.model.config import ModelConfig
+from frozenfusion.model.rounds import checked_rounds
 from frozenfusion.text.choices import OPTIONS, RECURRENT
 from frozenfusion.utils import fits
 from frozenfusion.utils.errors import UserError
@@ -41,19 +42,6 @@ _SUMMARY: Mapping[str, fits.Fit] = {
     "seconds_per_epoch": _FIGURE,
     "val_loss": fits.optional(_FIGURE),
     **dict.fromkeys(("val_accuracy", "val_macro_f1"), fits.optional(_ACCURACY)),
-}
-
-# What is figured of each round of joint learning: by each modality alone, and together.
-_LABELS_GIVEN: Mapping[str, fits.Fit] = {
-    "pairs": fits.whole(0),
-    "of_class": lambda value: isinstance(value, list) and len(value) > 0 and all(map(fits.whole(0), value)),
-    "accuracy": fits.optional(_ACCURACY),
-}
-_ROUND: Mapping[str, fits.Fit] = {
-    "round": fits.whole(1),
-    "exchanged": fits.flag,
-    "labels": _LABELS_GIVEN["of_class"],
-    **dict.fromkeys(("text", "image", "agreed"), lambda value: not fits.misfit(value, _LABELS_GIVEN, _LABELS_GIVEN)),
 }
 
 # Options that there were not always, and what runs from before were trained with.
@@ -257,7 +245,8 @@ class RunFolder:
         if not self.joint_file.exists():
             return []
         values = read_json(self.joint_file)
-        return checked_rounds(values.get("history") if isinstance(values, dict) else None, self.joint_file)
+        history = values.get("history") if isinstance(values, dict) else None
+        return checked_rounds(history, self.joint_file)
 
     def validation(self, checkpoint: str) -> float | None:
         """Accuracy on the validation part at the checkpoint (best or last), None where there was no such part."""
@@ -348,17 +337,3 @@ def checked_history(lines: Any, path: Path) -> list[Mapping[str, Any]]:
         if wrong:
             raise UserError(f"{path}: no epoch's figures (epoch {number} {wrong}): restore or remove the file")
     return lines
-
-
-def checked_rounds(lines: Any, path: Path) -> list[Mapping[str, Any]]:
-    """The figures of rounds that a file of a run holds. Raises UserError for anything else."""
-    wrong = None if isinstance(lines, list) else "holds no list of rounds"
-    for line in lines if not wrong else ():
-        wrong = wrong or fits.misfit(line, _ROUND, _ROUND)
-        if not wrong:
-            counts = (line["labels"], *(line[name]["of_class"] for name in ("text", "image", "agreed")))
-            wrong = None if len(set(map(len, counts))) == 1 else "has other classes in each count"
-    if wrong:
-        raise UserError(f"{path}: no record of joint learning ({wrong}): remove it: {RESTORED}")
-    checked: list[Mapping[str, Any]] = lines
-    return checked
