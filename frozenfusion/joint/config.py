@@ -35,7 +35,7 @@ class JointConfig:
 
     def __post_init__(self) -> None:
         tidy(self)
-        for name in ("joint", "select"):
+        for name in ("joint", "select") if self.joint else ("select",):
             one_of(self, name)
         whole("rounds", self.rounds, 1)
         at_most("rounds", self.rounds, MOST_ROUNDS)

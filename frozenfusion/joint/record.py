@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from frozenfusion.fusion.base import MODALITIES
 from frozenfusion.joint.selection import NOT_LABELLED, agreed
 from frozenfusion.model.checksums import with_checksum, without_checksum
-from frozenfusion.model.rounds import checked_rounds
+from frozenfusion.model.rounds import JOINT_FILE, checked_rounds
 from frozenfusion.model.run_folder import RunFolder
 from frozenfusion.utils import fits
 from frozenfusion.utils.errors import UserError
@@ -89,7 +89,7 @@ class Record:
 
 def read_record(folder: RunFolder, n: int, classes: int) -> Record | None:
     """How far joint learning in a folder is, None where no round has ended. Raises UserError for a damaged file."""
-    path = folder.joint_file
+    path = folder.file(JOINT_FILE)
     if not path.exists():
         return None
     mend = "the same training command"
@@ -109,7 +109,7 @@ def read_record(folder: RunFolder, n: int, classes: int) -> Record | None:
 
 def write_record(folder: RunFolder, record: Record, ids: Sequence[str], label_names: Sequence[str]) -> None:
     """Make the round that just ended count. Raises UserError where the disk refuses: then the one before counts."""
-    write_json(folder.joint_file, with_checksum({"format": FORMAT, **asdict(record)}))
+    write_json(folder.file(JOINT_FILE), with_checksum({"format": FORMAT, **asdict(record)}))
     write_table(folder, record, ids, label_names)
 
 

@@ -21,6 +21,7 @@ from frozenfusion.joint.record import Record, read_record, write_record, write_t
 from frozenfusion.joint.rounds import Classroom, learn_rounds
 from frozenfusion.joint.selection import NOT_LABELLED
 from frozenfusion.joint.views import HEAD, read_views
+from frozenfusion.model.rounds import JOINT_FILE
 from frozenfusion.model.run_folder import RunFolder
 from frozenfusion.store.reader import FeatureStore, as_store
 from frozenfusion.training.checkpoint import State
@@ -126,7 +127,7 @@ def train_run_jointly(
     if joint.joint is None:
         inputs = TrainingInputs(data.pairs, data.store, config, [head], part.split, more)
         return train_run(inputs, head, config, folder, talk=talk)
-    with WriterLock(folder.joint_file) as lock:
+    with WriterLock(folder.file(JOINT_FILE)) as lock:
         folder.sweep_up()
         record = _labelled(data, part, joint, config, folder, lock, talk)
         sources = _with_labels(part.pool, record.agreed(len(part.ids)))

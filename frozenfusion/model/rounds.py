@@ -8,6 +8,15 @@ from typing import Any
 
 from frozenfusion.utils import fits
 from frozenfusion.utils.errors import UserError
+from frozenfusion.utils.files import read_json
+
+JOINT_FILE = "joint.json"  # in a run's folder
+
+# The options of joint learning and of few labels, which stand in a run's config.json where there was any.
+JOINT = (
+    *("joint", "rounds", "select", "per_round", "confidence", "pseudo_weight"),
+    *("label_fraction", "unlabelled", "unlabelled_cache"),
+)
 
 # What is figured of each round of joint learning: by each modality alone, and together.
 _LABELS_GIVEN: Mapping[str, fits.Fit] = {
@@ -37,3 +46,12 @@ def checked_rounds(lines: Any, path: Path) -> list[Mapping[str, Any]]:
         )
     checked: list[Mapping[str, Any]] = lines
     return checked
+
+
+def read_rounds(run: Path) -> list[Mapping[str, Any]]:
+    """The figures of the rounds of joint learning in a run's folder; none where there was none. Raises UserError."""
+    path = run / JOINT_FILE
+    if not path.exists():
+        return []
+    values = read_json(path)
+    return checked_rounds(values.get("history") if isinstance(values, dict) else None, path)

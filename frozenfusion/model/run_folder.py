@@ -13,7 +13,7 @@ from typing import Any
 from frozenfusion.data.splits import Split
 from frozenfusion.model.checksums import CHECKSUMS, without_checksum
 from frozenfusion.model.config import ModelConfig
-from frozenfusion.model.rounds import checked_rounds
+from frozenfusion.model.rounds import JOINT, JOINT_FILE
 from frozenfusion.text.choices import OPTIONS, RECURRENT
 from frozenfusion.utils import fits
 from frozenfusion.utils.errors import UserError
@@ -69,12 +69,6 @@ RECIPE = (
     *("epochs", *LATER),
 )
 
-# Those of a training on few labels or on pseudo-labels, which other runs' files do not have.
-JOINT = (
-    *("joint", "rounds", "select", "per_round", "confidence", "pseudo_weight"),
-    *("label_fraction", "unlabelled", "unlabelled_cache"),
-)
-
 RESTORED = "the same training command restores what a run has lost"
 
 _TOKEN_LISTS = {"special_tokens_map.json", "added_tokens.json"}
@@ -91,7 +85,7 @@ _FILES = {
     "learning_rate.png": "its curve",
     "curves.png": "loss and accuracy",
     "checksums.json": "CRC-32 of config.json, split.json, metrics.jsonl, and of the files of the two folders",
-    "joint.json": "the rounds of joint learning so far, where it gave pseudo-labels",
+    JOINT_FILE: "the rounds of joint learning so far, where it gave pseudo-labels",
     "pseudo.csv": "those pseudo-labels, for a person",
     "calibration.json": "the temperature of the parameters' probabilities, where one was fitted",
     "summary.json": "what came out, written last of all: without it a run is not finished",
@@ -146,11 +140,6 @@ class RunFolder:
     def calibration_file(self) -> Path:
         """The temperature of the parameters' probabilities, where one was fitted."""
         return self.file("calibration.json")
-
-    @property
-    def joint_file(self) -> Path:
-        """The rounds of joint learning so far, where it gave pseudo-labels."""
-        return self.file("joint.json")
 
     def weights(self, checkpoint: str) -> Path:
         """Parameters of the "best" epoch or of the "last", once the run is finished."""
@@ -239,15 +228,6 @@ class RunFolder:
             raise UserError(f"{self.summary_file}: not the summary of a run ({wrong}): restore or remove the file")
         return without_checksum(values, self.summary_file)
 
-    @cached_property
-    def rounds(self) -> list[Mapping[str, Any]]:
-        """The figures of the rounds of joint learning; none where there was none."""
-        if not self.joint_file.exists():
-            return []
-        values = read_json(self.joint_file)
-        history = values.get("history") if isinstance(values, dict) else None
-        return checked_rounds(history, self.joint_file)
-
     def validation(self, checkpoint: str) -> float | None:
         """Accuracy on the validation part at the checkpoint (best or last), None where there was no such part."""
         measured = [float(line["val_accuracy"]) for line in self.history if line.get("val_accuracy") is not None]
@@ -287,7 +267,7 @@ class RunFolder:
         """What a finished run of such a model has, and this one has no longer; pictures are not missed."""
         files = [self.file(name) for name in _FILES if name.endswith((".json", ".jsonl", ".safetensors"))]
         # runs of version 0.1 never had the first two, and most runs learn from labels alone
-        for unneeded in (self.file(CHECKSUMS), self.calibration_file, self.joint_file):
+        for unneeded in (self.file(CHECKSUMS), self.calibration_file, self.file(JOINT_FILE)):
             files.remove(unneeded)
         return list(dict.fromkeys([*self.lost_parts(model), *(file for file in files if not file.is_file())]))
 

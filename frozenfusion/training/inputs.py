@@ -30,7 +30,7 @@ from frozenfusion.text.tokens import TokenizedTexts, load_tokenizer, tokenize
 from frozenfusion.text.vectors import WordVectors
 from frozenfusion.text.words import vocabulary, word_tokenizer
 from frozenfusion.training.config import ALL, TrainConfig, check_heads
-from frozenfusion.training.more import JoinedImages, MorePairs, Source
+from frozenfusion.training.more import MorePairs, Source, joined
 from frozenfusion.training.recurrent import recurrent_encoder, word_vectors
 from frozenfusion.utils.device import autocast_type, choose_device
 from frozenfusion.utils.errors import UsageError, UserError
@@ -66,6 +66,7 @@ class TrainingInputs:
         self.split = split or split_pairs(pairs, seed=config.seed, val_fraction=config.val_fraction)
         _check_split(pairs, self.split)
         own = [*self.split.train, *self.split.val]
+        self._own = len(own)  # those of the split; the others follow them
         self._sources = [Source(pairs.select(own), store, pairs.path), *self.more.sources]
         self._members = [pair for source in self._sources for pair in source.pairs]
         self.ids = [pair.id for pair in self._members]
@@ -105,16 +106,10 @@ class TrainingInputs:
         return np.arange(len(self.split.train), self._own)
 
     @property
-    def _own(self) -> int:
-        """How many pairs are of the split; the others follow them."""
-        return len(self._sources[0].pairs)
-
-    @property
     def weights(self) -> NDArray[np.float32] | None:
         """What each pair of the dataset weighs in the loss, (n,); None where all weigh alike."""
-        if self.more.weight == 1 or len(self.train) == len(self.split.train):
-            return None
-        return np.where(np.arange(len(self.ids)) < self._own, 1, self.more.weight).astype(np.float32)
+        weights = np.where(np.arange(len(self.ids)) < self._own, 1, self.more.weight).astype(np.float32)
+        return None if (weights == 1).all() else weights
 
     @property
     def classes_without_pairs(self) -> list[str]:
@@ -242,8 +237,7 @@ class TrainingInputs:
         return self._dataset(pooled=True)
 
     def _dataset(self, *, pooled: bool) -> PairDataset:
-        parts = [source.images(self.device, pooled=pooled) for source in self._sources]
-        images = parts[0] if len(parts) == 1 else JoinedImages(parts)
+        images = joined([source.images(self.device, pooled=pooled) for source in self._sources])
         return PairDataset(self._members, images, self._texts, device=self.device)
 
     def _cached_texts(self, pool: str) -> CachedTexts:

@@ -89,7 +89,12 @@ class MorePairs:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-class JoinedImages:
+def joined(parts: Sequence[Images]) -> Images:
+    """The images of several sources as one."""
+    return parts[0] if len(parts) == 1 else _JoinedImages(parts)
+
+
+class _JoinedImages:
     """Images of several sources, one source's after the other's."""
 
     def __init__(self, parts: Sequence[Images]) -> None:
