@@ -19,6 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from frozenfusion.evaluation.runs import Run
+from frozenfusion.model.rounds import read_rounds
+from frozenfusion.utils import fits
 from frozenfusion.utils.messages import printable
 
 MOST_DRIFT = 0.1  # of pseudo-labels from the labelled pairs' shares of classes, before it is warned of
@@ -67,6 +70,23 @@ class Point:
     by_round: Sequence[float] = ()  # share of the agreed pseudo-labels that are right, mean over the draws
     pseudo_labels: float | None = None  # mean number of those that were kept
     notes: Sequence[str] = field(default_factory=tuple)  # what to be wary of
+
+
+def labelled_runs(runs: Sequence[Run], predictions: Mapping[str, Ints]) -> list[LabelledRun]:
+    """Those of the runs that know their part of the labels, with their predictions (n,), which come by name.
+
+    Raises UserError for a run whose record of pseudo-labels is damaged.
+    """
+    found = []
+    for run in runs:
+        options = run.folder.config.get("options")
+        options = options if isinstance(options, dict) else {}
+        method, part = options.get("joint"), options.get("label_fraction")
+        draw = next(iter(options.get("seeds") or [options.get("seed")]), None)
+        if method in METHODS and isinstance(part, list) and len(part) == 1 and fits.number(0, 1)(part[0]):
+            rounds = read_rounds(run.path)
+            found.append(LabelledRun(run.model.fusion, method, part[0], int(draw or 0), predictions[run.name], rounds))
+    return found
 
 
 def label_curve(labels: Ints, label_names: Sequence[str], runs: Sequence[LabelledRun]) -> list[Point]:

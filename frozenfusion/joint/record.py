@@ -17,6 +17,8 @@ from frozenfusion.joint.selection import NOT_LABELLED, agreed
 from frozenfusion.model.checksums import with_checksum, without_checksum
 from frozenfusion.model.rounds import JOINT_FILE, checked_rounds
 from frozenfusion.model.run_folder import RunFolder
+from frozenfusion.training.checkpoint import State
+from frozenfusion.training.origin import refuse_changes
 from frozenfusion.utils import fits
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import keep_current, read_json, write_json
@@ -87,11 +89,11 @@ class Record:
         return to_csv(lines)
 
 
-def read_record(folder: RunFolder, n: int, classes: int) -> Record | None:
-    """How far joint learning in a folder is, None where no round has ended. Raises UserError for a damaged file."""
+def read_record(folder: RunFolder, made_from: Mapping[str, Any], n: int, classes: int) -> Record:
+    """How far joint learning in a folder is. Raises UserError for a damaged file, and where it was made from others."""
     path = folder.file(JOINT_FILE)
     if not path.exists():
-        return None
+        return Record(made_from)
     mend = "the same training command"
     values = read_json(path)
     wrong = fits.misfit(values, _FITS, ("format", *_FITS))
@@ -100,6 +102,7 @@ def read_record(folder: RunFolder, n: int, classes: int) -> Record | None:
     if not wrong:
         values = without_checksum(values, path, mend)
         history = checked_rounds(values["history"], path)
+        refuse_changes(folder, State(values["made_from"]), made_from)
         known = all(_is_given(line, n, classes, len(history)) for line in values["given"])
         wrong = None if known else "given names what there is not"
     if wrong:

@@ -154,8 +154,7 @@ def _labelled(
         PAIRS: inputs.digest,
     }
     names = data.pairs.label_names
-    record = read_record(folder, len(part.ids), len(names)) or Record(made_from)
-    refuse_changes(folder, State(record.made_from), made_from)
+    record = read_record(folder, made_from, len(part.ids), len(names))
     if record.rounds < joint.rounds:
         lock.require()
         frozen = {FROZEN_WEIGHTS: weights_sha256(inputs.text_encoder(config.seed).state_dict())}
