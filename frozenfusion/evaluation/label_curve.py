@@ -151,8 +151,8 @@ def drift_note(line: Mapping[str, Any], label_names: Sequence[str]) -> str | Non
     most = int(np.abs(shares - prior).argmax())
     name = printable(label_names[most]) if most < len(label_names) else f"class {most}"
     return (
-        f"the pseudo-labels have other shares of classes than the labels: {far:.0%} of them would have to be of "
-        f"another class, and {name} has {shares[most]:.0%} instead of {prior[most]:.0%}"
+        f"the pseudo-labels have other shares of classes than the labels: {100 * far:.0f} % of them would have "
+        f"to be of another class, and {name} has {100 * shares[most]:.0f} % instead of {100 * prior[most]:.0f} %"
     )
 
 

@@ -64,7 +64,7 @@ def test_pseudo_labels_that_leave_the_prior_are_warned_of():
         return {"round": 1, "labels": [5, 5], "agreed": given}
 
     assert drift_note(line([11, 9]), ("a", "b")) is None
-    assert "40% of them would have to be of another class, and a has 90% instead of 50%" in drift_note(
+    assert "40 % of them would have to be of another class, and a has 90 % instead of 50 %" in drift_note(
         line([18, 2]), ("a", "b")
     )
     assert "no pseudo-label is kept" in drift_note(line([0, 0]), ("a", "b"))

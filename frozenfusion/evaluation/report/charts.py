@@ -73,8 +73,9 @@ def fraction_chart(
     known = [value for _, *values in points for value in values if value is not None]
     low, high = extent(known)
     fractions = sorted({fraction for fraction, *_ in points})
-    ends = extent(math.log(fraction) for fraction in fractions)
-    frame = _Frame(ends, _rounded(max(low, 0.0), min(high, 1.0)))
+    first, last = extent(math.log(fraction) for fraction in fractions)
+    room = (last - first) / 12  # for the outermost fractions' intervals and names
+    frame = _Frame((first - room, last + room), _rounded(max(low, 0.0), min(high, 1.0)))
     drawn = [_axes(frame, [], ticks(*frame.y))]
     for fraction in fractions:
         x, y = frame.at(math.log(fraction), frame.y[0])
