@@ -71,11 +71,13 @@ class Classroom:
 
     def _penalty(self, modality: str) -> float:
         (values, present), (held_out, there) = self.part(modality, 0), self.part(modality, 1)
-        labels = self.labels[present]
+        labels, what = self.labels[present], "an image" if modality == "image" else "a text"
         if len(np.unique(labels)) < 2:
+            found = "of one class" if len(labels) else "none"
+            raise UserError(f"the labelled pairs that have {what} are {found}, and `joint` needs two: give more labels")
+        if not there.any():
             raise UserError(
-                f"the labelled pairs that have {'an image' if modality == 'image' else 'a text'} are of "
-                f"{len(np.unique(labels))} class(es), and a classifier needs two: give more labels"
+                f"no validation pair has {what}, and `joint` needs such: raise `val_fraction`, or give more"
             )
         return best_penalty(values[present], labels, held_out[there], self.held_out[there], self.classes)
 
@@ -127,10 +129,8 @@ def _select(probabilities: Floats, config: JointConfig, number: int, prior: Floa
 
 
 def _temperature(room: Classroom, modality: str, classifier: Regression) -> float:
-    """The temperature of the classifier's probabilities by the held-out pairs, 1 where there are none."""
+    """The temperature of the classifier's probabilities by the held-out pairs."""
     held_out, there = room.part(modality, 1)
-    if not there.any():
-        return 1.0
     return fit_temperature(room.held_out[there], classifier.probabilities(held_out[there])).temperature
 
 

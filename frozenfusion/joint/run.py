@@ -182,10 +182,10 @@ def _inputs(data: JointData, part: LabelledPart, joint: JointConfig, config: Tra
         raise UsageError(
             f"`joint={joint.joint}`: every pair has a label: give `unlabelled`, or hide some with `label_fraction`"
         )
-    if joint.select == "threshold" and not part.split.val:
+    if not part.split.val:
         raise UsageError(
-            "`select=threshold` needs labelled pairs that are held out, and there is no validation part: raise "
-            "`val_fraction`, or choose `select=balanced`"
+            f"`joint={joint.joint}` needs labelled pairs that are held out, and there is no validation part: raise "
+            "`val_fraction`"
         )
     if config.is_recurrent:
         raise UsageError(

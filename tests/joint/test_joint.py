@@ -174,8 +174,8 @@ def test_what_cannot_be_learned_from_is_told(given, world: Path, tmp_path: Path)
         train(given, label_fraction=1.0)
     with pytest.raises(ff.UserError, match=r"ids that .* has too"):
         train(given, unlabelled=given["pairs"])
-    with pytest.raises(ff.UserError, match="`select=threshold` needs labelled pairs that are held out"):
-        train(given, joint=replace(CO, select="threshold"), config=replace(given["config"], val_fraction=0))
+    with pytest.raises(ff.UserError, match="`joint=co` needs labelled pairs that are held out"):
+        train(given, config=replace(given["config"], val_fraction=0))
     assert not (tmp_path / "run" / "joint.json").exists()
 
 
