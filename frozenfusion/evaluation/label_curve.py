@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -69,7 +69,7 @@ class Point:
     gain: Interval | None = None  # None of the labels alone, and where no draw is shared with them
     by_round: Sequence[float] = ()  # share of the agreed pseudo-labels that are right, mean over the draws
     pseudo_labels: float | None = None  # mean number of those that were kept
-    notes: Sequence[str] = field(default_factory=tuple)  # what to be wary of
+    note: str | None = None  # what to be wary of
 
 
 def labelled_runs(runs: Sequence[Run], predictions: Mapping[str, Ints]) -> list[LabelledRun]:
@@ -99,7 +99,6 @@ def label_curve(labels: Ints, label_names: Sequence[str], runs: Sequence[Labelle
         alone = groups.get((head, None, fraction), {}) if method else {}
         shared = sorted(drawn.keys() & alone.keys())
         last = [run.rounds[-1] for run in drawn.values() if run.rounds]
-        notes = [f"draw {seed}: {told}" for seed, run in sorted(drawn.items()) if (told := _note(run, label_names))]
         points.append(
             Point(
                 head=head,
@@ -114,7 +113,7 @@ def label_curve(labels: Ints, label_names: Sequence[str], runs: Sequence[Labelle
                 else None,
                 by_round=_by_round(list(drawn.values())),
                 pseudo_labels=float(np.mean([line["agreed"]["pairs"] for line in last])) if last else None,
-                notes=notes,
+                note=_note(drawn, label_names),
             )
         )
     order = list(METHODS.values())
@@ -139,25 +138,36 @@ def crossed(values: Floats) -> Interval:
     return Interval(mean, mean - reach, mean + reach)
 
 
+def drift(line: Mapping[str, Any]) -> float:
+    """The share of agreed pseudo-labels that would have to be of another class for all classes to have their prior."""
+    counts, given = np.array(line["labels"]), np.array(line["agreed"]["of_class"])
+    return float(np.abs(given / max(1, given.sum()) - counts / max(1, counts.sum())).sum()) / 2
+
+
 def drift_note(line: Mapping[str, Any], label_names: Sequence[str]) -> str | None:
     """What to say where agreed pseudo-labels leave the shares of classes among the labels; None where they do not."""
     counts, given = np.array(line["labels"]), np.array(line["agreed"]["of_class"])
     if not given.sum():
         return "no pseudo-label is kept, the labels alone are learned from"
-    prior, shares = counts / counts.sum(), given / given.sum()
-    far = float(np.abs(shares - prior).sum()) / 2
-    if far <= MOST_DRIFT:
+    if drift(line) <= MOST_DRIFT:
         return None
+    prior, shares = counts / max(1, counts.sum()), given / given.sum()
     most = int(np.abs(shares - prior).argmax())
     name = printable(label_names[most]) if most < len(label_names) else f"class {most}"
     return (
-        f"the pseudo-labels have other shares of classes than the labels: {100 * far:.0f} % of them would have "
+        f"the pseudo-labels have other shares of classes than the labels: {100 * drift(line):.0f} % of them would have "
         f"to be of another class, and {name} has {100 * shares[most]:.0f} % instead of {100 * prior[most]:.0f} %"
     )
 
 
-def _note(run: LabelledRun, label_names: Sequence[str]) -> str | None:
-    return drift_note(run.rounds[-1], label_names) if run.rounds else None
+def _note(drawn: Mapping[int, LabelledRun], label_names: Sequence[str]) -> str | None:
+    """The note of the draw whose pseudo-labels are farthest from the prior, and how many draws have one."""
+    lines = {draw: run.rounds[-1] for draw, run in sorted(drawn.items()) if run.rounds}
+    noted = [draw for draw, line in lines.items() if drift_note(line, label_names)]
+    if not noted:
+        return None
+    worst = max(noted, key=lambda draw: drift(lines[draw]))
+    return f"{len(noted)} of {len(lines)} draws, most in draw {worst}: {drift_note(lines[worst], label_names)}"
 
 
 def _right(labels: Ints, runs: Sequence[LabelledRun]) -> Floats:

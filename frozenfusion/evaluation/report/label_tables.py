@@ -69,7 +69,7 @@ def findings(curve: Sequence[Point]) -> list[str]:
 
 def warnings(curve: Sequence[Point]) -> list[str]:
     """What to be wary of in each point's runs."""
-    return [f"{point.method}, {part(point)}, {note}." for point in curve for note in point.notes]
+    return [f"{point.method}, {part(point)}, {point.note}." for point in curve if point.note]
 
 
 def curve_text(curve: Sequence[Point]) -> str:
