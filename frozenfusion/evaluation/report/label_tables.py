@@ -9,7 +9,6 @@ from markupsafe import Markup
 from frozenfusion.evaluation.label_curve import METHODS, Interval, Point
 from frozenfusion.evaluation.report.charts import Line, fraction_chart, line_chart
 from frozenfusion.evaluation.report.tables import percent, points
-from frozenfusion.utils.messages import printable
 from frozenfusion.utils.tables import Cells, as_text, to_csv
 
 STYLES = dict(zip(METHODS.values(), ("alone", "train", "val"), strict=True))  # of lines, by method
@@ -75,7 +74,7 @@ def warnings(curve: Sequence[Point]) -> list[str]:
 def curve_text(curve: Sequence[Point]) -> str:
     """The curve for a terminal: the table, what may be concluded, and what to be wary of."""
     lines = ["what labels are worth", "", as_text(curve_table(curve)), "", *findings(curve), *warnings(curve)]
-    return "\n".join(printable(line, None) if line else line for line in "\n".join(lines).splitlines())
+    return "\n".join(lines)
 
 
 def curve_csv(curve: Sequence[Point]) -> str:
@@ -96,13 +95,12 @@ def curve_csv(curve: Sequence[Point]) -> str:
         ]
     ]
     for point in curve:
-        by = point.gain or Interval(float("nan"), None, None)
+        gained = (None, None, None) if point.gain is None else (point.gain.mean, point.gain.low, point.gain.high)
         lines.append(
             [
                 *(point.head, point.fraction, point.method, point.draws),
                 *(point.accuracy.mean, point.accuracy.low, point.accuracy.high),
-                *(None if point.gain is None else by.mean, by.low, by.high),
-                " ".join(f"{share:.4f}" for share in point.by_round),
+                *(*gained, " ".join(f"{share:.4f}" for share in point.by_round)),
             ]
         )
     return to_csv(lines)
