@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from frozenfusion.fusion.base import HeadOutput as HeadOutput
     from frozenfusion.fusion.base import register_head as register_head
     from frozenfusion.fusion.registry import head_names as head_names
+    from frozenfusion.joint.config import JointConfig as JointConfig
+    from frozenfusion.joint.run import train_jointly as train_jointly
+    from frozenfusion.joint.study import study_labels as study_labels
     from frozenfusion.model.classifier import PairClassifier as PairClassifier
     from frozenfusion.store.reader import FeatureStore as FeatureStore
     from frozenfusion.training.config import TrainConfig as TrainConfig
@@ -51,6 +54,7 @@ face(
         "FusionHead": "frozenfusion.fusion.base",
         "HeadInputs": "frozenfusion.fusion.base",
         "HeadOutput": "frozenfusion.fusion.base",
+        "JointConfig": "frozenfusion.joint.config",
         "Pair": "frozenfusion.data.pairs",
         "PairClassifier": "frozenfusion.model.classifier",
         "Pairs": "frozenfusion.data.pairs",
@@ -67,8 +71,10 @@ face(
         "register_backbone": "frozenfusion.vision.registry",
         "register_head": "frozenfusion.fusion.base",
         "split_pairs": "frozenfusion.data.splits",
+        "study_labels": "frozenfusion.joint.study",
         "sweep": "frozenfusion.training.sweeps",
         "train": "frozenfusion.training.run",
+        "train_jointly": "frozenfusion.joint.run",
         "tune": "frozenfusion.training.tuning",
     },
 )

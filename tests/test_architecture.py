@@ -19,6 +19,7 @@ FLOORS = (
     ("model",),
     ("extraction", "evaluation"),
     ("training",),
+    ("joint",),
     ("cli",),
 )
 MOST_LINES = 320

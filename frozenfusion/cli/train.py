@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import tyro
 from tyro.conf import Positional
@@ -16,6 +16,7 @@ from frozenfusion.cli.caches import cache_to_read
 from frozenfusion.cli.groups import Groups
 from frozenfusion.cli.parsing import COMMON, RESUMED, DataOptions, run
 from frozenfusion.fusion.options import parse_grid, parse_options
+from frozenfusion.joint.config import JointConfig, check_fraction
 from frozenfusion.training.config import ALL, TrainConfig, check_heads, check_jobs, check_seeds, recipe
 from frozenfusion.training.grid import check_grid, check_trials
 from frozenfusion.utils.errors import UsageError
@@ -25,9 +26,11 @@ if TYPE_CHECKING:
     from frozenfusion.store.reader import FeatureStore
     from frozenfusion.training.run import TrainedRun
 
+Config = TypeVar("Config", TrainConfig, JointConfig)
+
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(DataOptions, TrainConfig):
+class TrainOptions(DataOptions, TrainConfig, JointConfig):
     """Stage two: fine-tune the text encoder and a fusion head against the cached image features."""
 
     groups: ClassVar[Groups] = {
@@ -46,6 +49,10 @@ class TrainOptions(DataOptions, TrainConfig):
         "refinements": (
             *("recipe", "optimizer", "text_lr", "head_lr", "warmup", "clip", "accumulate"),
             *("label_smoothing", "focal", "patience", "standardise_images", "region_pool"),
+        ),
+        "joint": (
+            *("joint", "rounds", "select", "per_round", "confidence", "pseudo_weight"),
+            *("label_fraction", "unlabelled", "unlabelled_cache"),
         ),
         "speed": ("device", "precision", "compile", "jobs"),
         "resuming": ("resume", "save_every"),
@@ -76,6 +83,15 @@ class TrainOptions(DataOptions, TrainConfig):
     grid: tuple[str, ...] = ()
     """NAME=VALUE,VALUE in place of random trials: every combination, as in lr=1e-4,1e-3 head.layers=1,2"""
 
+    label_fraction: tuple[float, ...] = ()
+    """part of the train part's labels that counts, drawn by the seed; several, or several --seeds, make the curve"""
+
+    unlabelled: Path | None = None
+    """folder or manifest of further pairs, texts or images to be labelled; labels in it are not looked at"""
+
+    unlabelled_cache: Path | None = None
+    """feature file of their images, by default that of the data"""
+
     recipe: Literal["reference", "tuned"] = "reference"
     """a named set of options; those that are given beside it win"""
 
@@ -96,6 +112,7 @@ class TrainOptions(DataOptions, TrainConfig):
         if self.head_option:
             object.__setattr__(self, "head_options", parse_options(self.head_option))
         super().__post_init__()
+        JointConfig.__post_init__(self)
         check_heads(self.fusion)
         check_seeds(self.seeds)
         check_jobs(self.jobs)
@@ -104,6 +121,29 @@ class TrainOptions(DataOptions, TrainConfig):
         if self.tune:
             check_trials(self.tune)
         check_grid(parse_grid(self.grid), _config(self))
+        self._check_joint()
+
+    def _check_joint(self) -> None:
+        for fraction in self.label_fraction:
+            check_fraction(fraction)
+        if len(set(self.label_fraction)) != len(self.label_fraction):
+            raise UsageError("`label_fraction` names a fraction twice")
+        if self.is_joint and (len(self.fusion) > 1 or ALL in self.fusion):
+            name = "joint" if self.joint else "label_fraction"
+            raise UsageError(f"`{name}` trains one fusion head, and several are named: choose one with `fusion`")
+        if self.is_joint and (self.tune or self.grid):
+            raise UsageError(
+                "`tune` and `grid` choose the options of trainings on labels alone: leave out the joint ones"
+            )
+        if self.unlabelled is None and self.unlabelled_cache is not None:
+            raise UsageError("`unlabelled_cache` means nothing without `unlabelled`: give both, or leave it out")
+        if self.unlabelled is not None and self.joint is None:
+            raise UsageError("`unlabelled` means nothing without `joint`: give both, or leave it out")
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether some labels are hidden, or pairs without a label are learned from."""
+        return self.joint is not None or bool(self.label_fraction)
 
 
 def main(arguments: Sequence[str] | None = None, command: str | None = None) -> int:
@@ -127,11 +167,14 @@ def _train(options: TrainOptions) -> str:
     choose_device(options.device)
     tuned = bool(options.tune or options.grid)
     single = len(options.fusion) == 1 and options.fusion != (ALL,) and len(options.seeds) < 2 and not tuned
+    single &= len(options.label_fraction) < 2
     if single:
         RunFolder(options.run or default_folder(options.fusion[0])).check_free()
     pairs = load_pairs(options.data, follow_links=not options.no_follow_links)
     log.info(pairs.summary())
     store = FeatureStore(options.cache or cache_to_read(options.data))
+    if options.is_joint:
+        return _summary(*_train_jointly(options, pairs, store, single=single), store, options)
     if single:
         runs = [_train_one(options, pairs, store)]
         return _summary(runs, runs[0].folder, store, options)
@@ -176,8 +219,36 @@ def _train_one(options: TrainOptions, pairs: Pairs, store: FeatureStore) -> Trai
     return train_run(inputs, head, dataclasses.replace(config, seed=seed), folder)
 
 
+def _train_jointly(
+    options: TrainOptions, pairs: Pairs, store: FeatureStore, *, single: bool
+) -> tuple[list[TrainedRun], Path]:
+    """The runs that learn from few labels, from pseudo-labels or both, and where they lie."""
+    from frozenfusion.data.pairs import load_pairs
+    from frozenfusion.data.splits import split_pairs
+    from frozenfusion.joint.run import train_jointly
+    from frozenfusion.joint.study import DEFAULT_FOLDER, study_labels
+
+    config, joint, (head,) = _config(options), _of(JointConfig, options), options.fusion
+    more = options.unlabelled and load_pairs(options.unlabelled, follow_links=not options.no_follow_links)
+    given: dict[str, Any] = {"joint": joint, "unlabelled": more, "unlabelled_features": options.unlabelled_cache}
+    fractions = options.label_fraction or (1.0,)
+    if not single:
+        folder = options.run or DEFAULT_FOLDER
+        given |= {"fractions": fractions, "seeds": options.seeds, "folder": folder}
+        return study_labels(pairs, store, head, config=config, **given), folder
+    split = split_pairs(pairs, seed=config.seed, val_fraction=config.val_fraction)
+    seed = options.seeds[0] if options.seeds else config.seed
+    given |= {"config": dataclasses.replace(config, seed=seed), "split": split, "run": options.run}
+    run = train_jointly(pairs, store, head, label_fraction=fractions[0], **given)
+    return [run], run.folder
+
+
 def _config(options: TrainOptions) -> TrainConfig:
-    return TrainConfig(**{each.name: getattr(options, each.name) for each in dataclasses.fields(TrainConfig)})
+    return _of(TrainConfig, options)
+
+
+def _of(kind: type[Config], options: TrainOptions) -> Config:
+    return kind(**{each.name: getattr(options, each.name) for each in dataclasses.fields(kind)})
 
 
 def _summary(runs: Sequence[TrainedRun], folder: Path, store: FeatureStore, options: TrainOptions) -> str:

@@ -19,6 +19,8 @@ from frozenfusion.evaluation.config import EvaluateConfig
 from frozenfusion.evaluation.inputs import EvaluationInputs
 from frozenfusion.evaluation.predictor import Predictor
 from frozenfusion.evaluation.probes import probes
+from frozenfusion.evaluation.report.label_tables import curve_text
+from frozenfusion.evaluation.report.page import curve_of
 from frozenfusion.evaluation.report.results import write_all_predictions, write_comparison
 from frozenfusion.evaluation.report.tables import comparison_text
 from frozenfusion.evaluation.runs import Run, common_folder
@@ -85,7 +87,9 @@ class Evaluation:
     def table(self) -> str:
         """The figures as tables for a terminal; without labels, how often each class is predicted."""
         if self.comparison:
-            return comparison_text(self.comparison, self.inputs.selection.name)
+            curve = curve_of(self.inputs, self.comparison)
+            told = comparison_text(self.comparison, self.inputs.selection.name)
+            return f"{told}\n\n{curve_text(curve)}" if curve else told
         return "\n".join(self._counts(name, found) for name, found in self.predictions.items())
 
     def save(self, out: str | os.PathLike[str] | None = None) -> Path:

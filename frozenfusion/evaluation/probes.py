@@ -114,17 +114,22 @@ def _probe(
     classes: int,
 ) -> Floats:
     features, labels = read(train.pairs), train.labels
-    if len(validation.pairs):
-        trials = [_Trial(features, labels, read(validation.pairs), validation.labels)]
-    else:
-        fold = _folds(labels)
-        trials = [
-            _Trial(features[fold != i], labels[fold != i], features[fold == i], labels[fold == i]) for i in range(FOLDS)
-        ]
-    model = _Regression(classes)
-    model.fit(features, labels, _best_penalty(trials, classes))
+    held_out = read(validation.pairs) if len(validation.pairs) else features[:0]
+    model = Regression(classes)
+    model.fit(features, labels, best_penalty(features, labels, held_out, validation.labels, classes))
     parts = [pairs[start : start + _PAIRS_A_TIME] for start in range(0, len(pairs), _PAIRS_A_TIME)]
     return np.concatenate([model.probabilities(read(part)) for part in parts])
+
+
+def best_penalty(features: Matrix, labels: Ints, held_out: Matrix, held_out_labels: Ints, classes: int) -> float:
+    """The penalty with which a fit to features (n, d) is best on held-out pairs, or over folds where there are none."""
+    if len(held_out):
+        return _best_penalty([_Trial(features, labels, held_out, held_out_labels)], classes)
+    fold = _folds(labels)
+    trials = [
+        _Trial(features[fold != i], labels[fold != i], features[fold == i], labels[fold == i]) for i in range(FOLDS)
+    ]
+    return _best_penalty(trials, classes)
 
 
 def _folds(labels: Ints) -> Ints:
@@ -137,7 +142,7 @@ def _folds(labels: Ints) -> Ints:
 
 def _best_penalty(trials: Sequence[_Trial], classes: int) -> float:
     """The penalty with the lowest cross-entropy over the trials; weaker ones are not tried once it rises."""
-    models = [_Regression(classes) for _ in trials]
+    models = [Regression(classes) for _ in trials]
     best, lowest = PENALTIES[0], np.inf
     for penalty in PENALTIES:
         loss = 0.0
@@ -151,7 +156,7 @@ def _best_penalty(trials: Sequence[_Trial], classes: int) -> float:
     return best
 
 
-class _Regression:
+class Regression:
     """scikit-learn's logistic regression (L2 penalty, L-BFGS) that goes on from its last fit."""
 
     def __init__(self, classes: int) -> None:
@@ -159,14 +164,14 @@ class _Regression:
 
         self._model, self._classes = LogisticRegression(max_iter=MOST_STEPS, warm_start=True), classes
 
-    def fit(self, features: Matrix, labels: Ints, penalty: float) -> None:
-        """Fit to features (n, d)."""
+    def fit(self, features: Matrix, labels: Ints, penalty: float, weights: Floats | None = None) -> None:
+        """Fit to features (n, d), whose pairs weigh `weights` (n,), alike if None."""
         from sklearn.exceptions import ConvergenceWarning
 
         self._model.set_params(C=penalty)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # a model that has not quite converged still counts
-            self._model.fit(features, labels)
+            self._model.fit(features, labels, sample_weight=weights)
 
     def probabilities(self, features: Matrix) -> Floats:
         """Probabilities (n, c), 0 for a class that the fitted pairs lack."""

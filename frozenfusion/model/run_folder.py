@@ -13,6 +13,8 @@ from frozenfusion.data.splits import Split
 from frozenfusion.fusion.options import HEAD
 from frozenfusion.model.checksums import CHECKSUMS, without_checksum
 from frozenfusion.model.config import ModelConfig
+from frozenfusion.model.recipe import LATER, RECIPE
+from frozenfusion.model.rounds import JOINT, JOINT_FILE
 from frozenfusion.text.choices import OPTIONS, RECURRENT
 from frozenfusion.utils import fits
 from frozenfusion.utils.errors import UserError
@@ -44,31 +46,6 @@ _SUMMARY: Mapping[str, fits.Fit] = {
     **dict.fromkeys(("val_accuracy", "val_macro_f1"), fits.optional(_ACCURACY)),
 }
 
-# Options that there were not always, and what runs from before were trained with.
-LATER: Mapping[str, Any] = {
-    "optimizer": "adam",
-    "text_lr": None,
-    "head_lr": None,
-    "warmup": 0.0,
-    "clip": 0.0,
-    "accumulate": 1,
-    "label_smoothing": 0.0,
-    "focal": 0.0,
-    "patience": 0,
-    "standardise_images": False,
-    "region_pool": "mean",
-}
-
-# The options of a training that make its run what it is: with another value it would be another run. All but `epochs`
-# and `patience`, which say no more than when it ends, are held against the checkpoint; runs that agree in all, and in
-# their head, are repetitions of one recipe.
-RECIPE = (
-    *("text_encoder", "text_weights", "text_pool", "freeze_text", "max_length", "batch_size", "lr"),
-    *("weight_decay", "schedule"),
-    *("image_dropout", "modality_dropout", "alpha", "head_options", "class_weights", "val_fraction", "precision"),
-    *("epochs", *LATER),
-)
-
 RESTORED = "the same training command restores what a run has lost"
 
 _TOKEN_LISTS = {"special_tokens_map.json", "added_tokens.json"}
@@ -85,6 +62,8 @@ _FILES = {
     "learning_rate.png": "its curve",
     "curves.png": "loss and accuracy",
     "checksums.json": "CRC-32 of config.json, split.json, metrics.jsonl, and of the files of the two folders",
+    JOINT_FILE: "the rounds of joint learning so far, where it gave pseudo-labels",
+    "pseudo.csv": "those pseudo-labels, for a person",
     "calibration.json": "the temperature of the parameters' probabilities, where one was fitted",
     TUNING: "the trials that its options were chosen from, where they were",
     "summary.json": "what came out, written last of all: without it a run is not finished",
@@ -189,6 +168,7 @@ class RunFolder:
         # what the head was given, and how texts are pooled, stands in the model's configuration
         in_model = ("alpha", "head_options", "text_pool")
         chosen = {name: options.get(name, LATER.get(name)) for name in RECIPE if name not in in_model}
+        chosen |= {name: options[name] for name in JOINT if name in options}
         if chosen["text_encoder"] in RECURRENT:
             chosen |= {name: options.get(name) for name in OPTIONS}
         if isinstance(chosen["text_encoder"], str):
@@ -268,7 +248,8 @@ class RunFolder:
         if self.figures_only:
             return []
         files = [self.file(name) for name in _FILES if name.endswith((".json", ".jsonl", ".safetensors"))]
-        for unneeded in (self.file(CHECKSUMS), self.calibration_file, self.file(TUNING)):  # which not every run has
+        # which not every run has
+        for unneeded in (self.file(CHECKSUMS), self.calibration_file, self.file(TUNING), self.file(JOINT_FILE)):
             files.remove(unneeded)
         return list(dict.fromkeys([*self.lost_parts(model), *(file for file in files if not file.is_file())]))
 

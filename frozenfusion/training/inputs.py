@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from frozenfusion.data.identity import require_same_images
 from frozenfusion.data.pairs import Pairs, require_pairs
 from frozenfusion.data.splits import Split, split_pairs
 from frozenfusion.fusion.base import FusionHead
 from frozenfusion.fusion.registry import head_class, head_names, head_options, unsupported_reason
 from frozenfusion.model.classifier import PairClassifier
 from frozenfusion.model.config import ModelConfig
-from frozenfusion.model.dataset import PairDataset, stored_images
+from frozenfusion.model.dataset import PairDataset
 from frozenfusion.model.run_folder import RunFolder
 from frozenfusion.store.reader import FeatureStore, Rows
 from frozenfusion.store.status import OK
@@ -30,6 +30,7 @@ from frozenfusion.text.tokens import TokenizedTexts, load_tokenizer, tokenize
 from frozenfusion.text.vectors import WordVectors
 from frozenfusion.text.words import vocabulary, word_tokenizer
 from frozenfusion.training.config import ALL, TrainConfig, check_heads
+from frozenfusion.training.more import MorePairs, Source, joined
 from frozenfusion.training.recurrent import recurrent_encoder, word_vectors
 from frozenfusion.utils.device import autocast_type, choose_device
 from frozenfusion.utils.errors import UsageError, UserError
@@ -40,8 +41,9 @@ from frozenfusion.utils.progress import log
 class TrainingInputs:
     """Pairs, split and features for trainings of one config, whose seed makes the split where none is given.
 
-    `heads` are the names of those that will be trained; all stands for every one that the features can serve. Raises
-    UserError where the data or the feature file do not serve, and for options that none of the heads has a use for.
+    `heads` are the names of those that will be trained; all stands for every one that the features can serve. `more`
+    are pairs beside the split: those with a label are trained on as well. Raises UserError where the data or the
+    feature file do not serve, and for options that none of the heads has a use for.
     """
 
     def __init__(
@@ -51,9 +53,10 @@ class TrainingInputs:
         config: TrainConfig,
         heads: Sequence[str],
         split: Split | None = None,
+        more: MorePairs | None = None,
     ) -> None:
         require_pairs(pairs)
-        self._config = config
+        self._config, self.more = config, more or MorePairs()
         self.pairs, self.store = pairs, store
         self.regions = store.shape[0] if len(store.shape) == 2 else 0  # of an image, 0 where they are pooled
         self.heads = _supported(heads, self.regions)
@@ -62,11 +65,13 @@ class TrainingInputs:
         self.autocast = autocast_type(config.precision, self.device)
         self.split = split or split_pairs(pairs, seed=config.seed, val_fraction=config.val_fraction)
         _check_split(pairs, self.split)
-        self.ids = [*self.split.train, *self.split.val]
-        self._rows = store.require_rows(self.ids, pairs.path)
-        self._members = pairs.select(self.ids)
-        if any("image" in head_class(head).uses for head in self.heads):
-            require_same_images(store, self._rows, self._members, pairs.path)
+        own = [*self.split.train, *self.split.val]
+        self._own = len(own)  # those of the split; the others follow them
+        self._sources = [Source(pairs.select(own), store, pairs.path), *self.more.sources]
+        self._members = [pair for source in self._sources for pair in source.pairs]
+        self.ids = [pair.id for pair in self._members]
+        for source in self._sources:
+            source.require(same_images=any("image" in head_class(head).uses for head in self.heads))
         self._cached: dict[str, CachedTexts] = {}  # by their pooling
         self.share: RunFolder | None = None  # a run that has the frozen encoder already
         if config.patience and not self.split.val:
@@ -79,8 +84,11 @@ class TrainingInputs:
     def summary(self) -> str:
         """The parts in one line for a person."""
         texts = sum(not pair.text for pair in self._members)
-        images = int((self.store.status[self._rows] != OK).sum())
-        told = f"training on {len(self.train):,} pairs, validation on {len(self.val):,}"
+        images = sum(int((source.status != OK).sum()) for source in self._sources)
+        pseudo = len(self.train) - len(self.split.train)
+        told = f"training on {len(self.train):,} pairs"
+        told += f", {pseudo:,} of them by pseudo-labels that weigh {self.more.weight:g}" if pseudo else ""
+        told += f", validation on {len(self.val):,}"
         told += f"; the {len(self.split.test):,} test pairs are not looked at"
         for count, what in ((texts, "text"), (images, "image")):
             told += f"; {count:,} without {what}" if count else ""
@@ -99,12 +107,19 @@ class TrainingInputs:
     @property
     def train(self) -> Rows:
         """Positions of the training pairs in the dataset."""
-        return np.arange(len(self.split.train))
+        beside = [place for place in range(self._own, len(self.ids)) if self._members[place].label is not None]
+        return np.array([*range(len(self.split.train)), *beside], dtype=np.int64)
 
     @property
     def val(self) -> Rows:
         """Positions of the validation pairs in the dataset."""
-        return np.arange(len(self.split.train), len(self.ids))
+        return np.arange(len(self.split.train), self._own)
+
+    @property
+    def weights(self) -> NDArray[np.float32] | None:
+        """What each pair of the dataset weighs in the loss, (n,); None where all weigh alike."""
+        weights = np.where(np.arange(len(self.ids)) < self._own, 1, self.more.weight).astype(np.float32)
+        return None if (weights == 1).all() else weights
 
     @property
     def classes_without_pairs(self) -> list[str]:
@@ -116,12 +131,13 @@ class TrainingInputs:
     def digest(self) -> str:
         """Digest of all that the pairs give to training: order, texts, labels, image files and what became of them."""
         digest = hashlib.blake2b(digest_size=16)
-        for pair, row in zip(self._members, self._rows, strict=True):
-            digest.update(
-                repr((pair.id, pair.text, pair.label, int(self.store.status[row]))).encode("utf-8", "replace")
-            )
-            digest.update(self.store.digest[row].tobytes())
+        for source in self._sources:
+            for pair, status, image in zip(source.pairs, source.status.tolist(), source.digest, strict=True):
+                digest.update(repr((pair.id, pair.text, pair.label, status)).encode("utf-8", "replace"))
+                digest.update(image.tobytes())
         digest.update(str(len(self.split.train)).encode())
+        if self.more.sources:
+            digest.update(repr((self._own, self.more.weight)).encode())
         return digest.hexdigest()
 
     @cached_property
@@ -231,7 +247,7 @@ class TrainingInputs:
         return self._dataset(pooled=True)
 
     def _dataset(self, *, pooled: bool) -> PairDataset:
-        images = stored_images(self.store, self._members, self.pairs.path, device=self.device, pooled=pooled)
+        images = joined([source.images(self.device, pooled=pooled) for source in self._sources])
         return PairDataset(self._members, images, self._texts, device=self.device)
 
     def _cached_texts(self, pool: str) -> CachedTexts:

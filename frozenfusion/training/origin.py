@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from frozenfusion.model.run_folder import LATER, RunFolder
+from frozenfusion.model.recipe import LATER
+from frozenfusion.model.run_folder import RunFolder
 from frozenfusion.text.pooling import AUTO
 from frozenfusion.training.checkpoint import TEXT_POOL, State
 from frozenfusion.utils.errors import UserError

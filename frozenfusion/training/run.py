@@ -19,7 +19,8 @@ from frozenfusion.data.splits import Split
 from frozenfusion.fusion.registry import head_class
 from frozenfusion.model.classifier import PairClassifier, build_model
 from frozenfusion.model.network import count_parameters
-from frozenfusion.model.run_folder import RECIPE, RESTORED, RunFolder
+from frozenfusion.model.recipe import RECIPE
+from frozenfusion.model.run_folder import RESTORED, RunFolder
 from frozenfusion.model.saving import save_setup, save_weights
 from frozenfusion.store.reader import FeatureStore, as_store
 from frozenfusion.text.choices import OPTIONS
@@ -244,6 +245,7 @@ def _run(
         config,
         device=inputs.device,
         autocast=inputs.autocast,
+        weights=inputs.weights,
     )
     if state.epochs:
         restore(folder, model, trainer.optimizer)
@@ -315,4 +317,5 @@ def _as_json(inputs: TrainingInputs, config: TrainConfig, head: str, folder: Run
         "seed": inputs.split.seed,
         "seeds": [config.seed] if config.seed != inputs.split.seed else [],
         "head_option": [f"{name}={json.dumps(value)}" for name, value in config.head_options.items()],
+        **inputs.more.options,
     }

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from frozenfusion.evaluation.metrics import confusion_matrix, scores
@@ -40,7 +41,8 @@ class Trainer:
     """Trains a model on the pairs `train` (n,) of a dataset and measures it on `val` (n,), which may be empty.
 
     An epoch depends on the parameters, the optimiser's state, the seed and its number alone, so a training that goes
-    on from a checkpoint takes the same steps. `autocast` is the arithmetic of the forward pass, float32 if None.
+    on from a checkpoint takes the same steps. `autocast` is the arithmetic of the forward pass, float32 if None;
+    `weights` (pairs of the dataset,) is what each weighs in the loss, alike if None.
     """
 
     def __init__(
@@ -53,8 +55,9 @@ class Trainer:
         *,
         device: torch.device,
         autocast: torch.dtype | None = None,
+        weights: NDArray[np.float32] | None = None,
     ) -> None:
-        self.model = model.to(device)
+        self.model, self._weights = model.to(device), weights
         self._dataset, self._train, self._val = dataset, train, val
         self._config, self._device, self._autocast = config, device, autocast
         if autocast is not None and device.type == "cpu" and model.text_encoder is not None:
@@ -135,7 +138,20 @@ class Trainer:
     def _forward(self, batch: Batch, outputs: Callable[..., HeadOutput]) -> tuple[Tensor, Tensor]:
         with computing_in(self._autocast, self._device):
             output = outputs(batch.text, batch.image, batch.present)
-        return self.model.loss(output, batch.labels, self.class_weights), output.logits
+        return self._loss(output, batch), output.logits
+
+    def _loss(self, output: HeadOutput, batch: Batch) -> Tensor:
+        """The head's loss; of pairs that weigh differently, its mean over those of each weight, by what they weigh."""
+        if self._weights is None:
+            return self.model.loss(output, batch.labels, self.class_weights)
+        weights = self._weights[batch.rows]
+        weighed = []
+        for weight in np.unique(weights):
+            chosen = torch.from_numpy(weights == weight).to(batch.labels.device)
+            labels = torch.where(chosen, batch.labels, -1)  # which stands for none
+            share = float(weights[weights == weight].sum() / weights.sum())
+            weighed.append(share * self.model.loss(output, labels, self.class_weights))
+        return torch.stack(weighed).sum()
 
     @torch.inference_mode()
     def validate(self, number: int) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from frozenfusion.fusion.registry import build_head, head_class
 from frozenfusion.model.classifier import PairClassifier, build_model
 from frozenfusion.model.config import ModelConfig
 from frozenfusion.model.images import AttentionPool, Standardise
-from frozenfusion.model.run_folder import LATER, RunFolder
+from frozenfusion.model.recipe import LATER
+from frozenfusion.model.run_folder import RunFolder
 from frozenfusion.training import config as config_module
 from frozenfusion.training import run as train_module
 from frozenfusion.training.checkpoint import State

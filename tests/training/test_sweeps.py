@@ -163,7 +163,7 @@ def test_features_and_texts_are_read_once(options: Training, monkeypatch: pytest
         function = getattr(inputs, name)
         return lambda *args, **kwargs: calls.append(name) or function(*args, **kwargs)
 
-    names = ("stored_images", "tokenize", "load_tokenizer", "load_text_encoder", "cached_texts")
+    names = ("joined", "tokenize", "load_tokenizer", "load_text_encoder", "cached_texts")
     for name in names:
         monkeypatch.setattr(inputs, name, counted(name))
     train_all(changed(options, fusion=("text", "concat", "weighted", "image"), epochs=1))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,6 +60,35 @@ def line_chart(lines: Sequence[Line], *, label: str, y: tuple[float, float] | No
         places = [frame.at(*point) for point in line.points]
         drawn.append(f'<polyline class="{line.style}" points="{_joined(places)}"/>')
         drawn += [f'<circle class="{line.style}" r="2" cx="{x:.1f}" cy="{y:.1f}"/>' for x, y in places[-1:]]
+    return _svg(drawn, label)
+
+
+def fraction_chart(
+    series: Mapping[str, Sequence[tuple[float, float, float | None, float | None]]], *, label: str
+) -> Markup:
+    """Shares over fractions, on a logarithmic axis, with their intervals; series come by the style of their line."""
+    points = [point for of in series.values() for point in of]
+    if not points:
+        return Markup()
+    known = [value for _, *values in points for value in values if value is not None]
+    low, high = extent(known)
+    fractions = sorted({fraction for fraction, *_ in points})
+    first, last = extent(math.log(fraction) for fraction in fractions)
+    room = (last - first) / 12  # for the outermost fractions' intervals and names
+    frame = _Frame((first - room, last + room), _rounded(max(low, 0.0), min(high, 1.0)))
+    drawn = [_axes(frame, [], ticks(*frame.y))]
+    for fraction in fractions:
+        x, y = frame.at(math.log(fraction), frame.y[0])
+        drawn.append(f'<text class="tick middle" x="{x:.1f}" y="{y + 15:.1f}">{100 * fraction:.3g} %</text>')
+    for place, (style, of) in enumerate(series.items()):
+        shift = 3.0 * (place - 1)  # lest the intervals lie on each other
+        spots = [(frame.at(math.log(fraction), mean), below, above) for fraction, mean, below, above in sorted(of)]
+        drawn.append(f'<polyline class="{style}" points="{_joined([(x + shift, y) for (x, y), *_ in spots])}"/>')
+        for (x, y), below, above in spots:
+            drawn.append(f'<circle class="{style}" r="2.5" cx="{x + shift:.1f}" cy="{y:.1f}"/>')
+            if below is not None and above is not None:
+                ends_at = [(x + shift, frame.at(0, min(max(value, 0), 1))[1]) for value in (below, above)]
+                drawn.append(f'<polyline class="{style}" points="{_joined(ends_at)}"/>')
     return _svg(drawn, label)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from markupsafe import Markup
 
 from frozenfusion.evaluation.comparison import Comparison, HeadResult, PairedTest
-from frozenfusion.evaluation.report import tables
+from frozenfusion.evaluation.report import label_tables, tables
 from frozenfusion.evaluation.report.charts import Line, attention_chart, extent, line_chart, reliability_chart, ticks
 from frozenfusion.evaluation.report.page import Page
 from frozenfusion.fusion.base import MODALITIES
@@ -44,6 +44,11 @@ def render(page: Page) -> str:
             tuned=tuning_cells(tables.tunings(comparison)),
             tuned_note=tables.TUNED,
             searches=_searches(comparison),
+            label_table=label_tables.curve_table(page.label_curve),
+            label_findings=label_tables.findings(page.label_curve),
+            label_warnings=label_tables.warnings(page.label_curve),
+            label_charts=label_tables.curve_charts(page.label_curve),
+            round_charts=label_tables.round_charts(page.label_curve),
             most_classes=MOST_CLASSES,
         )
     )

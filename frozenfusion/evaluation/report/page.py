@@ -19,6 +19,7 @@ from frozenfusion.data.pairs import Pair
 from frozenfusion.evaluation import metrics
 from frozenfusion.evaluation.comparison import Comparison
 from frozenfusion.evaluation.inputs import EvaluationInputs
+from frozenfusion.evaluation.label_curve import Point, label_curve, labelled_runs
 from frozenfusion.evaluation.predictor import Predictor
 from frozenfusion.evaluation.report.charts import data_uri
 from frozenfusion.fusion.base import MODALITIES
@@ -66,6 +67,7 @@ class Page:
     mistakes: Sequence[Example] = ()
     attention: Sequence[Example] = ()
     attention_of: str = ""
+    label_curve: Sequence[Point] = ()
 
 
 def page_of(inputs: EvaluationInputs, comparison: Comparison, predictor: Predictor) -> Page:
@@ -84,8 +86,16 @@ def page_of(inputs: EvaluationInputs, comparison: Comparison, predictor: Predict
         modalities=modalities(comparison),
         mistakes=mistakes,
         attention=maps,
+        label_curve=curve_of(inputs, comparison),
         attention_of=attending,
     )
+
+
+def curve_of(inputs: EvaluationInputs, comparison: Comparison) -> list[Point]:
+    """What the labels were worth to the runs; nothing unless there are several parts of them or ways to use them."""
+    predictions = {run.name: run.probabilities.argmax(1) for row in comparison.heads for run in row.runs}
+    points = label_curve(comparison.labels, comparison.label_names, labelled_runs(inputs.runs, predictions))
+    return points if len(points) > 1 else []
 
 
 def _facts(inputs: EvaluationInputs, comparison: Comparison) -> list[str]:

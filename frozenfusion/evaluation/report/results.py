@@ -18,6 +18,7 @@ from frozenfusion.evaluation.comparison import FIGURES, Comparison
 from frozenfusion.evaluation.inputs import EvaluationInputs
 from frozenfusion.evaluation.predictor import Predictor
 from frozenfusion.evaluation.report.html import render
+from frozenfusion.evaluation.report.label_tables import curve_csv
 from frozenfusion.evaluation.report.page import page_of
 from frozenfusion.evaluation.report.plots import plot_confusion
 from frozenfusion.evaluation.report.tables import comparison_csv, comparison_markdown
@@ -56,6 +57,8 @@ def write_comparison(
     write_metrics(folders, comparison, _about(inputs), resamples=config.bootstrap, seed=config.seed)
     page = page_of(inputs, comparison, predictor)
     write_atomically(out / "report.html", render(page))
+    if page.label_curve:
+        write_atomically(out / "label_curve.csv", curve_csv(page.label_curve))
     if len(folders) > 1:
         write_atomically(out / "comparison.md", comparison_markdown(comparison, page.title, page.part, page.notes))
         write_atomically(out / "comparison.csv", comparison_csv(comparison))
