@@ -30,7 +30,8 @@ from frozenfusion.model.inference import Arithmetic, predict
 from frozenfusion.store.reader import FeatureStore, Rows
 from frozenfusion.training.checkpoint import State
 from frozenfusion.training.config import TrainConfig, recipe
-from frozenfusion.training.inputs import TrainingInputs, effective
+from frozenfusion.training.inputs import TrainingInputs
+from frozenfusion.training.options import effective
 from frozenfusion.training.trainer import Trainer
 from frozenfusion.utils.plugins import import_plugin
 from frozenfusion.utils.progress import Progress, log

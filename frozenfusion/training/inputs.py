@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from frozenfusion.data.pairs import Pairs, require_pairs
 from frozenfusion.data.splits import Split, split_pairs
-from frozenfusion.fusion.base import FusionHead
-from frozenfusion.fusion.registry import head_class, head_names, head_options, unsupported_reason
+from frozenfusion.fusion.registry import head_class
 from frozenfusion.model.classifier import PairClassifier
 from frozenfusion.model.config import ModelConfig
 from frozenfusion.model.dataset import PairDataset
@@ -29,8 +26,9 @@ from frozenfusion.text.pooling import AUTO, POOLER
 from frozenfusion.text.tokens import TokenizedTexts, load_tokenizer, tokenize
 from frozenfusion.text.vectors import WordVectors
 from frozenfusion.text.words import vocabulary, word_tokenizer
-from frozenfusion.training.config import ALL, TrainConfig, check_heads
+from frozenfusion.training.config import TrainConfig
 from frozenfusion.training.more import MorePairs, Source, joined
+from frozenfusion.training.options import effective, options_for, refuse_meaningless, supported
 from frozenfusion.training.recurrent import recurrent_encoder, word_vectors
 from frozenfusion.utils.device import autocast_type, choose_device
 from frozenfusion.utils.errors import UsageError, UserError
@@ -59,8 +57,8 @@ class TrainingInputs:
         self._config, self.more = config, more or MorePairs()
         self.pairs, self.store = pairs, store
         self.regions = store.shape[0] if len(store.shape) == 2 else 0  # of an image, 0 where they are pooled
-        self.heads = _supported(heads, self.regions)
-        _refuse_meaningless(config, self.heads)
+        self.heads = supported(heads, self.regions)
+        refuse_meaningless(config, self.heads)
         self.device = choose_device(config.device)
         self.autocast = autocast_type(config.precision, self.device)
         self.split = split or split_pairs(pairs, seed=config.seed, val_fraction=config.val_fraction)
@@ -184,7 +182,7 @@ class TrainingInputs:
         return ModelConfig(
             fusion=head,
             label_names=self.pairs.label_names,
-            fusion_options=_options_for(kind, config),
+            fusion_options=options_for(kind, config),
             text_encoder=config.text_encoder,
             text_weights=config.text_weights,
             text_pool=text_pool,
@@ -263,55 +261,6 @@ class TrainingInputs:
                 pool=pool,
             )
         return self._cached[pool]
-
-
-def _supported(names: Sequence[str], regions: int) -> list[str]:
-    """The heads that are meant; `all` leaves out, and says so, those that the features cannot serve."""
-    check_heads(names)
-    wanted = head_names() if ALL in names else names
-    reasons = {name: unsupported_reason(head_class(name), regions=regions) for name in wanted}
-    for name, reason in reasons.items():
-        if reason and name in names:
-            raise UserError(reason)
-        if reason:
-            log.warning("left out: %s", reason)
-    return [name for name, reason in reasons.items() if not reason]
-
-
-def effective(config: TrainConfig, head: type[FusionHead]) -> TrainConfig:
-    """A config without what means nothing to a head: what a run of it is made from."""
-    usual = TrainConfig()
-    own = {name: value for name, value in config.head_options.items() if name in head_options(head)}
-    nothing = {name: getattr(usual, name) for name in meaningless(head)}
-    return dataclasses.replace(config, **nothing, head_options=own)
-
-
-def meaningless(head: type[FusionHead]) -> set[str]:
-    """The options that mean nothing to a head."""
-    names = set() if "alpha" in head_options(head) else {"alpha"}
-    names |= set() if "text" in head.uses else {"freeze_text", "text_cache", "text_lr"}
-    names |= set() if "image" in head.uses else {"image_dropout", "standardise_images", "region_pool"}
-    return names | ({"region_pool"} if head.takes_regions else set())
-
-
-def _options_for(head: type[FusionHead], config: TrainConfig) -> dict[str, Any]:
-    """What of the config's options for heads a head takes; where alpha was not given, the head's own default stays."""
-    known, given = head_options(head), dict(config.head_options)
-    if config.alpha != TrainConfig().alpha or known.get("alpha") == config.alpha:
-        given["alpha"] = config.alpha
-    return {name: given[name] for name in known if name in given}
-
-
-def _refuse_meaningless(config: TrainConfig, heads: Sequence[str]) -> None:
-    """Raise UsageError for options that were given and that none of the heads has a use for."""
-    kinds, usual, named = [head_class(head) for head in heads], TrainConfig(), ", ".join(heads)
-    for name in set.intersection(*map(meaningless, kinds)):
-        if getattr(config, name) != getattr(usual, name):
-            raise UsageError(f"`{name}` means nothing to {named}: leave it out")
-    taken = {name for kind in kinds for name in head_options(kind)}
-    for name in config.head_options.keys() - taken:
-        known = ", ".join(sorted(taken)) or "none"
-        raise UsageError(f"`head_options` {name} means nothing to {named}, whose options are: {known}")
 
 
 def _check_split(pairs: Pairs, split: Split) -> None:

@@ -36,8 +36,9 @@ from frozenfusion.training.checkpoint import (
     write_metrics,
 )
 from frozenfusion.training.config import TrainConfig
-from frozenfusion.training.inputs import TrainingInputs, effective, meaningless
+from frozenfusion.training.inputs import TrainingInputs
 from frozenfusion.training.messages import epoch_line, introduce
+from frozenfusion.training.options import effective, meaningless
 from frozenfusion.training.origin import (
     FROZEN_WEIGHTS,
     PAIRS,
@@ -152,10 +153,8 @@ def train_run(
                 told = f"{inputs.device} has too little memory for `batch_size={config.batch_size}`"
                 raise UserError(f"{told}: choose a smaller one in another `run`") from error
             if config.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-                reason = first_line(error)
-                raise UserError(
-                    f"`compile=True`: this machine cannot compile the model ({reason}): leave it out"
-                ) from error
+                told = f"this machine cannot compile the model ({first_line(error)})"
+                raise UserError(f"`compile=True`: {told}: leave it out") from error
             raise
 
 

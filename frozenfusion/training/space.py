@@ -19,7 +19,7 @@ from frozenfusion.fusion.options import HEAD, MOST_TRIALS, Range, Space
 from frozenfusion.fusion.registry import head_options
 from frozenfusion.training.config import TrainConfig
 from frozenfusion.training.grid import OF_TRIALS
-from frozenfusion.training.inputs import meaningless
+from frozenfusion.training.options import meaningless
 from frozenfusion.utils.errors import UsageError
 
 RATES = Range(3e-5, 1e-2, log=True)  # of what is trained from scratch

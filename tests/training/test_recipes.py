@@ -26,8 +26,8 @@ from frozenfusion.training import config as config_module
 from frozenfusion.training import run as train_module
 from frozenfusion.training.checkpoint import State
 from frozenfusion.training.config import TrainConfig
-from frozenfusion.training.inputs import meaningless
 from frozenfusion.training.optimizer import rates
+from frozenfusion.training.options import meaningless
 from frozenfusion.training.plots import plot_learning_rate
 from frozenfusion.training.schedule import warmed_up
 from frozenfusion.training.trainer import Trainer
