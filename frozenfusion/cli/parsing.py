@@ -177,7 +177,11 @@ def _check_names(*values: Any) -> None:
     """Raise UsageError for a path that no file system has: Python's own questions about one fail."""
     for value in values:
         for part in Path(value).parts if isinstance(value, str | Path) else ():
-            if len(os.fsencode(part)) > MAX_NAME_BYTES:
+            try:
+                size = len(os.fsencode(part))
+            except UnicodeEncodeError as error:
+                raise UsageError(f"{shown(part)}: no name that a file can have: correct it") from error
+            if size > MAX_NAME_BYTES:
                 raise UsageError(f"{shown(part)}: longer than the {MAX_NAME_BYTES} bytes of a name: shorten it")
 
 

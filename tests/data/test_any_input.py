@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from frozenfusion.cli import parsing
@@ -118,6 +118,7 @@ options = st.dictionaries(st.sampled_from(["epochs", "lr", "fusion", "data", "he
 
 @settings(PROPERTY, max_examples=30)
 @given(content=st.binary(max_size=80) | options.map(lambda values: json.dumps(values).encode()))
+@example(content=b'{"data": "\\ud800"}')
 def test_any_configuration_gives_options_or_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "o.yaml").write_bytes(content)
     with contextlib.suppress(UsageError):

@@ -88,6 +88,7 @@ def test_every_head_gets_the_trials_and_is_trained_with_the_best_of_them(
         names = {file.name for file in path.rglob("*") if file.is_file()}
         assert names == {"checkpoint.safetensors", "config.json", "metrics.jsonl", "split.json", "summary.json"}
         assert (path / "checkpoint.safetensors").stat().st_size < 5000
+    caplog.clear()
     assert {run.path for run in find_runs([options.run], "best")} == {run.folder for run in runs}
     assert "trials" not in caplog.text
 
