@@ -159,6 +159,7 @@ def _lay_out(
     plist.set_layout(h5py.h5d.CONTIGUOUS)
     plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)  # the new file reads as zeros, which is what pending rows hold
+    plist.set_obj_track_times(False)  # the same rows are the same bytes, whenever and by whomever they were made
     spans = {}
     # The earliest format, whatever this library's own default: any HDF5 since 1.6 reads it. Locking is ours.
     with h5py.File(

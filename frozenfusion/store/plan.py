@@ -8,12 +8,11 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from frozenfusion.store.command import extraction_command
-from frozenfusion.store.hdf5 import Scalar
 from frozenfusion.store.raw_file import Array
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import (
@@ -27,6 +26,9 @@ from frozenfusion.utils.files import (
 )
 from frozenfusion.utils.fits import mapping, misfit, scalars, text, whole
 from frozenfusion.utils.messages import printable
+
+if TYPE_CHECKING:
+    from frozenfusion.store.hdf5 import Scalar
 
 FORMAT, FORMAT_VERSION = "frozen-fusion-shards", 1
 PLAN, IDS = "plan.json", "ids.npy"
@@ -154,7 +156,7 @@ def read_ids(folder: Path, plan: Plan) -> Array:
         ids = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
         raise file_error(error, path) from error
-    except ValueError:
+    except (ValueError, EOFError):
         ids = None
     sound = isinstance(ids, np.ndarray) and ids.dtype.kind == "S" and ids.shape == (plan.n,)
     if not sound or zlib.crc32(np.ascontiguousarray(ids).data) != plan.ids_crc32:

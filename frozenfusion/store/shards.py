@@ -56,19 +56,19 @@ class Joined:
             of_one = np.empty(self.shape[1:], np.uint8)[part].shape if part else self.shape[1:]
             out = np.empty((len(rows), *of_one), self.dtype)
         files = np.searchsorted(self._bounds, rows, side="right") - 1
+        local, parts = rows - self._bounds[files], self._parts
         starts = np.flatnonzero(np.diff(files, prepend=-1))
+        if not part and len(starts) > len(rows) // 2:  # at random: nearly each row is in another file
+            for place, (file, row) in enumerate(zip(files.tolist(), local.tolist(), strict=True)):
+                out[place] = parts[file][row]
+            return out
         ends = np.append(starts, len(rows))[1:].tolist()
-        local, files_of = rows - self._bounds[files], files[starts].tolist()
-        firsts = local[starts].tolist()
-        for file, start, end, first in zip(files_of, starts.tolist(), ends, firsts, strict=True):
-            column = self._parts[file]
+        for file, start, end in zip(files[starts].tolist(), starts.tolist(), ends, strict=True):
             if part:
                 where = (local[start:end], *part)
-                out[start:end] = column[where]
-            elif end - start == 1:  # rows at random: each is in another file
-                out[start] = column[first]
+                out[start:end] = parts[file][where]
             else:
-                column.take(local[start:end], axis=0, out=out[start:end], mode="clip")
+                parts[file].take(local[start:end], axis=0, out=out[start:end], mode="clip")
         return out
 
 
