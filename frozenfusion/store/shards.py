@@ -58,10 +58,9 @@ class Joined:
         files = np.searchsorted(self._bounds, rows, side="right") - 1
         local, parts = rows - self._bounds[files], self._parts
         starts = np.flatnonzero(np.diff(files, prepend=-1))
-        if not part and len(starts) > len(rows) // 2:  # at random: nearly each row is in another file
-            for place, (file, row) in enumerate(zip(files.tolist(), local.tolist(), strict=True)):
-                out[place] = parts[file][row]
-            return out
+        if not part and len(starts) > len(rows) // 2 > 0:  # at random: nearly each row is in another file
+            pairs = zip(files.tolist(), local.tolist(), strict=True)
+            return np.concatenate([parts[file][row : row + 1] for file, row in pairs], out=out)
         ends = np.append(starts, len(rows))[1:].tolist()
         for file, start, end in zip(files[starts].tolist(), starts.tolist(), ends, strict=True):
             if part:
