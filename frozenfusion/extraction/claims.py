@@ -86,6 +86,11 @@ class Worker:
             if read_regular_file(claim, MAX_NAME) == self.name.encode():
                 claim.unlink()
 
+    def owns(self, shard: int) -> bool:
+        """Whether the newest claim on a shard is this worker's."""
+        generations = self.claims().get(shard, {})
+        return bool(generations) and generations[max(generations)] == self.name
+
     def leftovers(self) -> list[tuple[int, Path]]:
         """Shards that dead workers had begun, each with its file."""
         found = []

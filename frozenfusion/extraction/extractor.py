@@ -14,7 +14,7 @@ from frozenfusion.data.identity import compare_files, file_stat, how_to_mend
 from frozenfusion.data.pairs import Pairs, require_pairs
 from frozenfusion.extraction import bad_images
 from frozenfusion.extraction.arrays import FeatureArrays, import_rows, reset_replaced
-from frozenfusion.extraction.config import ExtractConfig, share_of
+from frozenfusion.extraction.config import ExtractConfig
 from frozenfusion.extraction.loop import ExtractionLoop, Task, Timing
 from frozenfusion.extraction.sharding import agree_on_plan, compute_shards
 from frozenfusion.store.plan import is_sharded, shard_path
@@ -144,12 +144,11 @@ def _update_shards(
         )
     plan = agree_on_plan(pairs, folder, config, source.feature_shape, source.fingerprint, _about(config, source))
     of_one = dataclasses.replace(config, shards=None, shard=None, strict=False, resume="auto")
-    images_left = len(pairs) // share_of(config.shard)[1]
     timing = Timing()
 
-    def compute(part: Pairs, path: Path) -> None:
+    def compute(part: Pairs, path: Path, images: int) -> None:
         nonlocal timing
-        timing += _update_file(part, path, of_one, source, images_left).timing
+        timing += _update_file(part, path, of_one, source, images).timing
 
     others = compute_shards(pairs, folder, plan, config, compute)
     store = FeatureStore(folder)

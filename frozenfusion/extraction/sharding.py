@@ -39,8 +39,8 @@ from frozenfusion.utils.files import put_first, replacing, writing
 from frozenfusion.utils.locks import lock_path
 from frozenfusion.utils.progress import log
 
-Compute = Callable[[Pairs, Path], None]
-"""Brings a feature file, which need not be there yet, up to date for some pairs."""
+Compute = Callable[[Pairs, Path, int], None]
+"""Brings a feature file, which need not be there yet, up to date for some pairs; given how many are left in all."""
 
 
 def agree_on_plan(
@@ -92,10 +92,11 @@ def compute_shards(pairs: Pairs, folder: Path, plan: Plan, config: ExtractConfig
     share, shares = share_of(config.shard)
     again = config.update or config.retry_failed
     todo = set(plan.shards[share::shares])
-    unfinished = _unfinished(folder, plan) & todo
-    todo = todo if again else unfinished
+    if not again:
+        todo &= _unfinished(folder, plan)
     if not todo:
         return 0
+    images = sum(plan.bounds[shard + 1] - plan.bounds[shard] for shard in todo)
     with Worker(folder) as worker:
         while todo:
             left, claims = set(), worker.claims()
@@ -108,7 +109,10 @@ def compute_shards(pairs: Pairs, folder: Path, plan: Plan, config: ExtractConfig
                     path = shard_path(folder, shard)
                     if again or not (path.exists() and FeatureStore(path).finished):
                         log.info(f"shard {shard + 1:,} of {len(plan.shards):,}")
-                        _compute_shard(worker, path, shard, _part(pairs, plan.rows(shard)), compute)
+                        part = dataclasses.replace(
+                            pairs, pairs=pairs.pairs[plan.rows(shard)], text_counts={}, dropped={}
+                        )
+                        _compute_shard(worker, path, shard, part, images, compute)
                 finally:
                     worker.give_up(claim)
             if left == todo:  # all of them have been others' for a whole round
@@ -118,41 +122,38 @@ def compute_shards(pairs: Pairs, folder: Path, plan: Plan, config: ExtractConfig
     return len(todo & _unfinished(folder, plan))
 
 
-def _part(pairs: Pairs, rows: slice) -> Pairs:
-    return dataclasses.replace(pairs, pairs=pairs.pairs[rows], text_counts={}, dropped={})
-
-
-def _compute_shard(worker: Worker, path: Path, shard: int, pairs: Pairs, compute: Compute) -> None:
+def _compute_shard(worker: Worker, path: Path, shard: int, pairs: Pairs, images: int, compute: Compute) -> None:
     if path.exists():  # to be brought up to date, or left in the middle of that
-        compute(pairs, path)
+        compute(pairs, path, images)
         return
     partial = worker.partial(shard)
     for number, other in worker.leftovers():
         if number == shard:
             _take_over(other, partial)
     try:
-        compute(pairs, partial)
+        compute(pairs, partial, images)
         _put_list(partial, path)
         first = put_first(partial, path)
     except UserError:
-        if partial.exists() or not path.exists():
+        if partial.exists() or worker.owns(shard):
             raise
-        first = False
+        first = False  # who took over took what there was
     if not first:
-        log.warning("%s: another worker finished it first, since this one's lease was lost: theirs is kept", path)
+        log.warning("%s: this worker seemed dead for a while, and another does it: theirs is kept", path)
 
 
 def _take_over(other: Path, partial: Path) -> None:
     """Go on with what a dead worker left, in a copy: should it not be dead, it writes where nobody reads."""
     if not partial.exists():
-        with contextlib.suppress(OSError, UserError):
+        try:
             with replacing(partial) as beside:
                 shutil.copyfile(other, beside)
-            store = FeatureStore(partial)
-            with StoreWriter.open(partial, store.fingerprint) as writer:
+            with StoreWriter.open(partial, FeatureStore(partial).fingerprint) as writer:
                 writer.reset(writer.store.damaged_rows())
             if list_path(other).exists():
                 os.replace(list_path(other), list_path(partial))
+        except (OSError, UserError):  # it is too damaged to be of use, or gone
+            _remove(partial)
     _remove(other)
 
 

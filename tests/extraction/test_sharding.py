@@ -230,6 +230,17 @@ def test_what_a_dead_worker_left_is_gone_on_with(data: Path, whole: Path, folder
     assert sorted(path.name for path in folder.iterdir()) == FILES
 
 
+def test_what_a_dead_worker_left_in_ruins_is_begun_anew(data: Path, whole: Path, folder: Path):
+    path = folder / ALL[2]
+    path.unlink()
+    (folder / "shard-00002.elsewhere-12-0123abcd.partial").write_bytes(b"\x89HDF\r\n\x1a\n and no more")
+    (folder / "shard-00002.claim-1").touch()  # and one who died before it signed
+    os.utime(folder / "shard-00002.claim-1", (0, 0))
+    assert run(data, folder).timing.images == ROWS
+    assert same(folder, whole)
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+
+
 def test_the_claim_of_a_worker_elsewhere_counts_until_its_lease_ends(data: Path, folder: Path):
     (folder / ALL[2]).unlink()
     name = "elsewhere-12-0123abcd"
