@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from frozenfusion.store.hdf5 import Layout
-from frozenfusion.store.mapped import MappedFile
+from frozenfusion.store.mapped import MappedFile, Twin
 from frozenfusion.store.plan import read_ids, read_plan, shard_path
 from frozenfusion.store.raw_file import Array
 from frozenfusion.store.status import DIGEST_BYTES, PENDING
@@ -82,7 +82,8 @@ class MappedShards:
         ids = read_ids(folder, plan)
         self._bounds = np.array(plan.bounds)
         self.layout = Layout({}, plan.ids_crc32, dict(plan.fingerprint), dict(plan.attributes))
-        self._files = [self._opened(folder, shard, ids) for shard in plan.shards]
+        twins: list[Twin] = []
+        self._files = [self._opened(folder, shard, ids, twins) for shard in plan.shards]
         columns: dict[str, tuple[str, tuple[int, ...]]] = {
             "features": (plan.dtype, plan.shape),
             "digest": ("u1", (DIGEST_BYTES,)),
@@ -122,13 +123,13 @@ class MappedShards:
         statuses.flags.writeable = False
         return statuses
 
-    def _opened(self, folder: Path, shard: int, ids: Array) -> MappedFile | None:
+    def _opened(self, folder: Path, shard: int, ids: Array, twins: list[Twin]) -> MappedFile | None:
         path, plan = shard_path(folder, shard), self.plan
         if not path.exists():
             return None
         mend = f"delete it and run {plan.command(folder)}"
         try:
-            file = MappedFile(path)
+            file = MappedFile(path, twins)
         except UserError as error:
             raise UserError(f"{error}: a shard of {folder}: {mend}") from error
         features = file.arrays["features"]

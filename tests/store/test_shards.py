@@ -29,7 +29,7 @@ def fill(path: Path, ids: list[str], shape: tuple[int, ...] = (3, 4)) -> Path:
     features = np.stack([np.random.default_rng(number).normal(size=shape) for number in numbers]).astype(np.float32)
     ok = np.flatnonzero(numbers != BAD)
     with StoreWriter.create(path, ids, shape, "float32", MADE_BY) as writer:
-        writer.write(ok, features[ok], [bytes([number]) * 16 for number in numbers[ok]], [(n, n) for n in numbers[ok]])
+        writer.write(ok, features[ok], [bytes([number]) * 16 for number in numbers[ok]], np.stack([numbers[ok]] * 2, 1))
         writer.mark(np.flatnonzero(numbers == BAD), MISSING)
     return path
 
@@ -142,6 +142,25 @@ def test_a_shard_that_is_not_the_plan_s_is_told_with_what_mends_it(folder: Path,
     told = error_of(lambda: FeatureStore(folder))
     assert told.startswith(f"{path}: ")
     assert f"delete it and run python extract_features.py DATA --cache {folder}" in told
+
+
+@pytest.mark.parametrize("shard", range(4))
+@pytest.mark.parametrize("text", [b"efficientnet-b7", b"frozen-fusion-store", b'"names"', b"frozenfusion 0."])
+def test_a_header_with_a_flipped_bit_is_told_in_any_shard(folder: Path, shard: int, text: bytes):
+    path = shard_path(folder, shard)
+    content = bytearray(path.read_bytes())
+    content[content.index(text) + 3] ^= 2
+    path.write_bytes(content)
+    assert error_of(lambda: FeatureStore(folder)).startswith(f"{path}: ")
+
+
+def test_shards_that_are_laid_out_alike_are_opened_as_each_alone_is(tmp_path: Path):
+    (tmp_path / "big").mkdir()
+    plan = write_plan(tmp_path / "big", plan_of(rows=1), encode_ids(IDS))
+    for shard in plan.shards:
+        alone = FeatureStore(fill(shard_path(tmp_path / "big", shard), IDS[plan.rows(shard)]))
+        assert np.array_equal(FeatureStore(tmp_path / "big").features[shard], alone.features[0])
+    assert FeatureStore(tmp_path / "big").finished
 
 
 @pytest.mark.parametrize(
