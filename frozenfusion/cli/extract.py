@@ -16,6 +16,7 @@ from frozenfusion.cli.parsing import COMMON, RESUMED, DataOptions, run
 from frozenfusion.data.manifests import READERS
 from frozenfusion.extraction.config import ExtractConfig
 from frozenfusion.store.command import ARRAYS
+from frozenfusion.store.plan import is_sharded
 from frozenfusion.utils.errors import UsageError
 
 
@@ -28,7 +29,8 @@ class ExtractOptions(DataOptions, ExtractConfig):
         "network": ("backbone", "weights", "revision", "pool", "image_size", "precision", "dtype"),
         "speed": ("device", "runtime", "batch_size", "workers"),
         "resuming": ("resume", "update", "rebuild", "retry_failed", "strict"),
-        "looking": ("info", "verify"),
+        "sharing": ("shards", "shard"),
+        "looking": ("info", "verify", "merge"),
         "general": COMMON,
     }
 
@@ -36,7 +38,8 @@ class ExtractOptions(DataOptions, ExtractConfig):
     """folder or manifest of image–text pairs (with --info or --verify: a feature file; with --verify: or a run)"""
 
     cache: Path | None = None
-    """feature file to make, resume or bring up to date; by default cache/NAME-b7.h5, after the data and the backbone"""
+    """feature file (with --shards: folder) to make, resume or bring up to date; by default cache/NAME-b7.h5, after the
+    data and the backbone"""
 
     info: bool = False
     """say what a feature file holds, then stop"""
@@ -44,24 +47,35 @@ class ExtractOptions(DataOptions, ExtractConfig):
     verify: bool = False
     """check all that was stored against its checksums (with DATA: the image files too), then stop"""
 
+    merge: Path | None = None
+    """copy a finished folder of shards, given in the place of DATA, into this feature file, then stop"""
+
     @property
     def when_interrupted(self) -> str:
         """What becomes of work that is interrupted."""
-        return super().when_interrupted if self.info or self.verify else RESUMED
+        return super().when_interrupted if self._only_looks else RESUMED
 
     @classmethod
     def passes_over(cls, option: str, flags: Sequence[str]) -> bool:
-        """With --info or --verify, what a configuration file says of extracting."""
-        return bool({"--info", "--verify"} & set(flags)) and option in {
-            each.name for each in dataclasses.fields(ExtractConfig)
-        }
+        """With --info, --verify or --merge, what a configuration file says of extracting."""
+        looking = {flag.partition("=")[0] for flag in flags} & {"--info", "--verify", "--merge"}
+        return bool(looking) and option in {each.name for each in dataclasses.fields(ExtractConfig)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.info and self.verify:
-            raise UsageError("`info` and `verify` look at a feature file in two ways: give one of the two")
-        if self.info or self.verify:
-            self._refuse_beside("info" if self.info else "verify")
+        looking = [name for name in ("info", "verify", "merge") if getattr(self, name)]
+        if len(looking) > 1:
+            raise UsageError(
+                f"`{looking[0]}` and `{looking[1]}` look at a feature file in two ways: give one of the two"
+            )
+        if looking:
+            self._refuse_beside(looking[0])
+        elif self.shards is not None and self.cache is None:
+            raise UsageError("`shards` makes a folder of feature files: say which with `cache`")
+
+    @property
+    def _only_looks(self) -> bool:
+        return self.info or self.verify or self.merge is not None
 
     def _refuse_beside(self, looking: str) -> None:
         for field in dataclasses.fields(ExtractConfig):
@@ -79,10 +93,14 @@ def _extract(options: ExtractOptions) -> str:
         from frozenfusion.extraction.inspection import info
 
         return info(_file_and_data(options)[0])
+    if options.merge is not None:
+        from frozenfusion.extraction.merging import merge_shards
+
+        return merge_shards(_file_and_data(options)[0], options.merge)
     if options.verify:
         from frozenfusion.extraction.inspection import verify
 
-        if options.data.is_dir():
+        if options.data.is_dir() and not is_sharded(options.data):
             from frozenfusion.model.verification import runs_at, verify_run  # imports torch
 
             runs = runs_at(options.data)
@@ -103,7 +121,9 @@ def _made_by(options: ExtractOptions) -> str:
 
 
 def _file_and_data(options: ExtractOptions) -> tuple[Path, Path | None]:
-    """The feature file to look at may be given in the place of DATA, which is a folder or a manifest."""
+    """The feature file to look at, or its shards, may be given in the place of DATA, a folder or a manifest."""
+    if is_sharded(options.data):
+        return options.data, None
     if not options.data.is_dir() and options.data.suffix.lower() not in READERS:
         return options.data, None
     return options.cache or cache_to_read(options.data), options.data

@@ -26,12 +26,18 @@ def list_path(cache: Path) -> Path:
 
 def read_list(cache: Path) -> dict[str, str]:
     """The reasons that earlier runs gave, by id; nothing where there is no list or it is not one of ours."""
+    return {name: row["reason"] for name, row in read_rows(cache).items() if row["reason"]}
+
+
+def read_rows(cache: Path) -> dict[str, dict[str, str]]:
+    """The rows of a list by id, each its columns by name; nothing where there is no list or it is not one of ours."""
     try:
         text = read_regular_file(list_path(cache), MAX_LIST_BYTES).decode()
         lines = csv.DictReader(io.StringIO(text, newline=""))
-        return {from_csv_cell(row["id"]): from_csv_cell(row["reason"]) for row in lines if row.get("reason")}
+        rows = [{name: from_csv_cell(line[name] or "") for name in COLUMNS} for line in lines]
     except (OSError, UnicodeDecodeError, csv.Error, KeyError):
         return {}
+    return {row["id"]: row for row in rows}
 
 
 def _is_own(path: Path) -> bool:

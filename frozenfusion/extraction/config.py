@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -75,6 +76,12 @@ class ExtractConfig:
     retry_failed: bool = False
     """try the images again that could not be read"""
 
+    shards: int | None = None
+    """images per shard: `cache` is a folder then, of which many machines compute the shards (docs/scaling.md)"""
+
+    shard: str | None = None
+    """3/16 computes the third of sixteen shares of the shards; by default all that nobody else computes"""
+
     from_arrays: str | None = None
     """take features that another program computed: .npz, .npy, .parquet, or clip-retrieval's folder (docs/data.md)"""
 
@@ -97,6 +104,11 @@ class ExtractConfig:
             whole("batch_size", self.batch_size, 1)
         if self.workers is not None:
             whole("workers", self.workers, 1)
+        if self.shards is not None:
+            whole("shards", self.shards, 1)
+        share_of(self.shard)
+        if self.rebuild and (self.shards or self.shard):
+            raise UsageError("`rebuild=True` makes a feature file anew, not a folder of `shards`: give another `cache`")
         if self.from_arrays is not None:
             self._refuse_beside_arrays()
         if self.rebuild and self.update:
@@ -111,3 +123,13 @@ class ExtractConfig:
         for field in dataclasses.fields(ExtractConfig):
             if field.name not in _WITH_ARRAYS and getattr(self, field.name) != field.default:
                 raise UsageError(f"`from_arrays` takes features that are there already: leave out `{field.name}`")
+
+
+def share_of(shard: str | None) -> tuple[int, int]:
+    """The share (its number from 0, how many there are) that `shard` names. Raises UsageError for what is none."""
+    if shard is None:
+        return 0, 1
+    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", shard, re.ASCII) if isinstance(shard, str) else None
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise UsageError(f"`shard` is a share such as 3/16, the first of them 1/16, not {shard!r}")
+    return int(found[1]) - 1, int(found[2])

@@ -16,6 +16,8 @@ from frozenfusion.extraction import bad_images
 from frozenfusion.extraction.arrays import FeatureArrays, import_rows, reset_replaced
 from frozenfusion.extraction.config import ExtractConfig
 from frozenfusion.extraction.loop import ExtractionLoop, Task, Timing
+from frozenfusion.extraction.sharding import agree_on_plan, compute_shards
+from frozenfusion.store.plan import is_sharded, shard_path
 from frozenfusion.store.reader import FeatureStore, Rows
 from frozenfusion.store.status import OK, PENDING, STATUS_NAMES
 from frozenfusion.store.writer import StoreWriter
@@ -37,6 +39,7 @@ class ExtractSummary:
     timing: Timing = field(default_factory=Timing)
     imported: int | None = None  # rows that were taken from arrays, where there are any
     bad_list: Path | None = None
+    shards: str | None = None  # of a folder of shards: what there is of them
 
     def __str__(self) -> str:
         if self.timing.images:
@@ -49,6 +52,8 @@ class ExtractSummary:
             done = "nothing to compute; `retry_failed=True` tries the images again that cannot be used"
         images = ", ".join(f"{count:,} {name}" for name, count in self.counts.items() if count or name == "ok")
         lines = [f"pairs   {self.pairs.summary()}", f"images  {images}", f"work    {done}", f"cache   {self.cache}"]
+        if self.shards is not None:
+            lines.insert(2, f"shards  {self.shards}")
         if self.bad_list is not None:
             lines.append(f"listed  {self.bad_list}: the images that cannot be used, and why")
         return "\n".join(lines)
@@ -65,7 +70,8 @@ def extract(
 ) -> FeatureStore:
     """The features of the pairs' images, in the feature file `cache`; what is there already is not computed again.
 
-    A bad image gets a status and a line in NAME.bad.csv, and the rest goes on.
+    A bad image gets a status and a line in NAME.bad.csv, and the rest goes on. With `config.shards` the cache is a
+    folder of shards, which many machines may compute at once; rows that others are at work on are pending then.
 
     Args:
         pairs: what `load_pairs` returned.
@@ -91,7 +97,18 @@ def update_features(pairs: Pairs, cache: str | os.PathLike[str], config: Extract
     require_pairs(pairs)
     cache = Path(cache)
     choose_device(config.device)  # a wrong one is told before anything is written
+    sharded = config.shards is not None or is_sharded(cache)
+    if config.shard is not None and not sharded:
+        raise UserError(f"{cache}: no folder of shards, of which `shard` is a share: give `shards` as well")
     source = _source(pairs, config)
+    summary = (_update_shards if sharded else _update_file)(pairs, cache, config, source)
+    _check_strict(summary, config)
+    return summary
+
+
+def _update_file(
+    pairs: Pairs, cache: Path, config: ExtractConfig, source: Backbone | FeatureArrays, images_left: int | None = None
+) -> ExtractSummary:
     with _open_store(pairs, cache, config, source) as writer:
         reasons = bad_images.read_list(cache)
         if isinstance(source, FeatureArrays):
@@ -107,23 +124,58 @@ def update_features(pairs: Pairs, cache: str | os.PathLike[str], config: Extract
                 imported = import_rows(writer, pairs, pending, source, reasons)
             elif len(pending):
                 tasks = [Task(int(rows[place]), pairs[place].image) for place in pending.tolist()]
-                timing = ExtractionLoop(writer, source, config, reasons).run(tasks)
+                timing = ExtractionLoop(writer, source, config, reasons).run(tasks, images_left)
             if config.rebuild:
                 writer.publish()
         finally:
             files = {name: pair.image.as_posix() for name, pair in zip(pairs.ids, pairs, strict=True)}
             bad_list = bad_images.write_list(cache, writer.store, files, reasons)
-        statuses = np.bincount(writer.store.status[rows], minlength=len(STATUS_NAMES))
-    counts = {name: int(statuses[status]) for status, name in STATUS_NAMES.items()}
-    summary = ExtractSummary(pairs, cache, counts, timing, imported, bad_list)
-    if config.strict and counts["ok"] < len(pairs):
-        log.info(str(summary))
-        mend = "mend them and run again with `retry_failed=True`" if imported is None else "give features of them"
+        counts = _counts(writer.store.status[rows])
+    return ExtractSummary(pairs, cache, counts, timing, imported, bad_list)
+
+
+def _update_shards(
+    pairs: Pairs, folder: Path, config: ExtractConfig, source: Backbone | FeatureArrays
+) -> ExtractSummary:
+    _check_resume(folder, config)
+    if isinstance(source, FeatureArrays):
         raise UserError(
-            f"{cache}: {len(pairs) - counts['ok']:,} of {len(pairs):,} images cannot be used, as {bad_list} lists: "
+            f"{folder}: a folder of shards, and `from_arrays` fills one feature file: choose another `cache`"
+        )
+    plan = agree_on_plan(pairs, folder, config, source.feature_shape, source.fingerprint, _about(config, source))
+    of_one = dataclasses.replace(config, shards=None, shard=None, strict=False, resume="auto")
+    timing = Timing()
+
+    def compute(part: Pairs, path: Path, images: int) -> None:
+        nonlocal timing
+        timing += _update_file(part, path, of_one, source, images).timing
+
+    others = compute_shards(pairs, folder, plan, config, compute)
+    store = FeatureStore(folder)
+    there = sum(shard_path(folder, shard).exists() for shard in plan.shards)
+    told = f"{there:,} of {len(plan.shards):,} are there"
+    if others:
+        told += f"; others are computing {others:,}"
+    listed = folder / "shard-*.bad.csv" if any(folder.glob("shard-*.bad.csv")) else None
+    return ExtractSummary(pairs, folder, _counts(store.status), timing, None, listed, told)
+
+
+def _counts(statuses: np.ndarray) -> dict[str, int]:
+    counted = np.bincount(statuses, minlength=len(STATUS_NAMES))
+    return {name: int(counted[status]) for status, name in STATUS_NAMES.items()}
+
+
+def _check_strict(summary: ExtractSummary, config: ExtractConfig) -> None:
+    bad = len(summary.pairs) - summary.counts["ok"] - (summary.counts["pending"] if summary.shards else 0)
+    if config.strict and bad:
+        log.info(str(summary))
+        mend = (
+            "mend them and run again with `retry_failed=True`" if summary.imported is None else "give features of them"
+        )
+        raise UserError(
+            f"{summary.cache}: {bad:,} of {len(summary.pairs):,} images cannot be used, as {summary.bad_list} lists: "
             f"{mend}, or leave out `strict=True`"
         )
-    return summary
 
 
 def _source(pairs: Pairs, config: ExtractConfig) -> Backbone | FeatureArrays:
@@ -145,19 +197,28 @@ def _source(pairs: Pairs, config: ExtractConfig) -> Backbone | FeatureArrays:
 
 
 def _open_store(pairs: Pairs, path: Path, config: ExtractConfig, source: Backbone | FeatureArrays) -> StoreWriter:
+    there = _check_resume(path, config)
+    if there and not config.rebuild:
+        return StoreWriter.open(path, source.fingerprint)
+    make = StoreWriter.rebuild if config.rebuild else StoreWriter.create
+    return make(path, pairs.ids, source.feature_shape, config.dtype, source.fingerprint, _about(config, source))
+
+
+def _check_resume(path: Path, config: ExtractConfig) -> bool:
+    """Whether there is something to resume. Raises UserError where that is not as it should be."""
     there = os.path.lexists(path)
     if there and config.resume == "never":
         raise UserError(f"{path}: is there already, and `resume=never` does not touch it: choose another `cache`")
     if not there and config.resume == "always":
         raise UserError(f"{path}: there is nothing to resume: check `cache`, or leave out `resume=always`")
-    if there and not config.rebuild:
-        return StoreWriter.open(path, source.fingerprint)
-    make = StoreWriter.rebuild if config.rebuild else StoreWriter.create
+    return there
+
+
+def _about(config: ExtractConfig, source: Backbone | FeatureArrays) -> dict[str, str]:
+    """Who makes the features and by what, for people who ask later."""
     origin = source.encoder.weights if isinstance(source, Backbone) else str(config.from_arrays)
     about = {"weights": origin.encode(errors="backslashreplace").decode()}
-    if config.from_arrays is None:
-        about |= _versions()
-    return make(path, pairs.ids, source.feature_shape, config.dtype, source.fingerprint, about)
+    return about | _versions() if config.from_arrays is None else about
 
 
 def _versions() -> dict[str, str]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from frozenfusion.data.identity import Comparison, compare_files, how_to_mend
 from frozenfusion.data.pairs import Pairs, load_pairs
+from frozenfusion.store.plan import is_sharded, read_plan, shard_path
 from frozenfusion.store.reader import FeatureStore
 from frozenfusion.store.status import OK
 from frozenfusion.utils.errors import UserError
@@ -19,11 +20,19 @@ LONGEST_VALUE = 1000
 
 
 def info(cache: Path) -> str:
-    """What a feature file holds, as lines for a person. Raises UserError for a file that is none."""
-    store = FeatureStore(cache)
+    """What a feature file or a folder of shards holds, as lines for a person. Raises UserError for what is neither."""
+    store, files = FeatureStore(cache), [cache]
+    if is_sharded(cache):
+        plan = read_plan(cache)
+        files = [path for path in (shard_path(cache, shard) for shard in plan.shards) if path.exists()]
+        shards = {"shards": f"{len(files):,} of {len(plan.shards):,}, each of {plan.bounds[1]:,} rows or less"}
+    else:
+        shards = {}
+    size = sum(path.stat().st_size for path in files)
     counts = ", ".join(f"{count:,} {name}" for name, count in store.counts().items() if count)
     lines = {
-        "file": f"{cache} ({cache.stat().st_size / 1e6:,.1f} MB, {'finished' if store.finished else 'not finished'})",
+        "file": f"{cache} ({size / 1e6:,.1f} MB, {'finished' if store.finished else 'not finished'})",
+        **shards,
         "rows": f"{store.n:,} ({counts}), each {' × '.join(map(str, store.shape))} {store.dtype}",
         **store.fingerprint,
         **{name: value for name, value in store.attributes.items() if name not in store.fingerprint},
@@ -46,7 +55,7 @@ def verify(cache: Path, data: Path | None = None, *, follow_links: bool = True) 
         raise UserError(
             f"{cache}: {len(damaged):,} of {checked:,} rows are damaged or not finite "
             f"({first_few(damaged, NAMED_AT_MOST)}): "
-            f"make the file anew with {store.command(data or 'DATA', '--rebuild')}, or restore it"
+            f"{_how_to_make_anew(store, damaged, data)}"
         )
     told = f"{cache}: all {checked:,} rows are as they were written"
     if pending:
@@ -60,6 +69,15 @@ def verify(cache: Path, data: Path | None = None, *, follow_links: bool = True) 
             f"({first_few(changed, NAMED_AT_MOST)}): {how_to_mend(found, store, data)}"
         )
     return f"{told}, and come from the {found.there:,} image files that are there"
+
+
+def _how_to_make_anew(store: FeatureStore, damaged: list[str], data: Path | None) -> str:
+    if not is_sharded(store.path):
+        return f"make the file anew with {store.command(data or 'DATA', '--rebuild')}, or restore it"
+    plan, rows = read_plan(store.path), store.rows(damaged)
+    shards = sorted({int(shard) for shard in np.searchsorted(plan.bounds, rows, side="right") - 1})
+    paths = first_few([shard_path(store.path, shard).as_posix() for shard in shards], NAMED_AT_MOST)
+    return f"delete or restore {paths}, and run {store.command(data or 'DATA')}"
 
 
 def _compare(store: FeatureStore, pairs: Pairs) -> tuple[Comparison, list[str]]:

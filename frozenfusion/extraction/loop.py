@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -59,6 +59,9 @@ class Timing:
     waiting: float = 0.0
     total: float = 0.0
 
+    def __add__(self, other: Timing) -> Timing:
+        return Timing(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
+
     def __str__(self) -> str:
         rate = self.images / self.total if self.total else 0.0
         return (
@@ -75,10 +78,14 @@ class ExtractionLoop:
         self._timing = Timing()
         self._started: deque[tuple[list[Decoded], PendingFeatures]] = deque()
 
-    def run(self, tasks: list[Task]) -> Timing:
-        """Compute every task's row, or mark why it cannot be."""
-        runner = self._backbone.prepare(
-            self._config.device, self._config.runtime, images_left=len(tasks), batch_size=self._config.batch_size
+    def run(self, tasks: list[Task], images_left: int | None = None) -> Timing:
+        """Compute every task's row, or mark why it cannot be; a network that ran before goes on as it was prepared.
+
+        images_left: how many are to come in all, by default these.
+        """
+        left = len(tasks) if images_left is None else images_left
+        runner = self._backbone.runner or self._backbone.prepare(
+            self._config.device, self._config.runtime, images_left=left, batch_size=self._config.batch_size
         )
         log.info("extracting on %s", runner)
         size, began = runner.batch_size, time.perf_counter()

@@ -159,6 +159,7 @@ def _lay_out(
     plist.set_layout(h5py.h5d.CONTIGUOUS)
     plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)  # the new file reads as zeros, which is what pending rows hold
+    plist.set_obj_track_times(False)  # the same rows are the same bytes, whenever and by whomever they were made
     spans = {}
     # The earliest format, whatever this library's own default: any HDF5 since 1.6 reads it. Locking is ours.
     with h5py.File(
@@ -236,8 +237,7 @@ def _checked_layout(h5: h5py.File, file_size: int) -> Layout:
     checked = str(found.pop(CHECKED, ""))
     if version == FORMAT_VERSION and checked != _checksum(found, json.loads(checked)["names"]):
         raise _NotAStoreError(f"its attributes are damaged: {MEND}")
-    features = _dataset(h5, "features")
-    ids = _dataset(h5, "ids")
+    features, ids = _dataset(h5, "features"), _dataset(h5, "ids")
     if features.dtype not in (np.dtype("<f4"), np.dtype("<f2")) or len(features.shape) not in (2, 3):
         raise _NotAStoreError(
             f"dataset features is {features.dtype} {features.shape}, not float32 or float16 rows: check the path"
@@ -259,19 +259,23 @@ def _checked_layout(h5: h5py.File, file_size: int) -> Layout:
     return Layout(spans, int(found["ids_crc32"]), fingerprint, attributes)
 
 
-def _dataset(h5: h5py.File, name: str) -> h5py.Dataset:
+def _dataset(h5: h5py.File, name: str) -> h5py.h5d.DatasetID:
+    """A dataset as HDF5 itself has it: h5py's own objects take most of the time of opening a file."""
+    code = name.encode()
     # Looked at before it is followed: a soft or external link could lead into another file.
-    if not isinstance(h5.get(name, getlink=True), h5py.HardLink) or not isinstance(h5[name], h5py.Dataset):
-        raise _NotAStoreError(f"an HDF5 file without a dataset {name} of its own: check the path")
-    return h5[name]
+    if code in h5.id and h5.id.links.get_info(code).type == h5py.h5l.TYPE_HARD:
+        found = h5py.h5o.open(h5.id, code)
+        if isinstance(found, h5py.h5d.DatasetID):
+            return found
+    raise _NotAStoreError(f"an HDF5 file without a dataset {name} of its own: check the path")
 
 
 def _span(h5: h5py.File, name: str, kind: np.dtype[Any], shape: tuple[int, ...], file_size: int) -> Span:
     dataset = _dataset(h5, name)
     if dataset.dtype != kind or dataset.shape != shape:
         raise _NotAStoreError(f"dataset {name} is {dataset.dtype} {dataset.shape}, not {kind} {shape}: check the path")
-    plist = dataset.id.get_create_plist()
-    offset = dataset.id.get_offset()
+    plist = dataset.get_create_plist()
+    offset = dataset.get_offset()
     plain = plist.get_layout() == h5py.h5d.CONTIGUOUS and not plist.get_external_count() and not plist.get_nfilters()
     if not plain or offset is None or 0 in shape:
         raise _NotAStoreError(
@@ -286,8 +290,9 @@ def _span(h5: h5py.File, name: str, kind: np.dtype[Any], shape: tuple[int, ...],
 
 def _read_attributes(h5: h5py.File) -> dict[str, Scalar]:
     """The short scalar attributes; any other kind is no store's and is passed over unread."""
-    if len(h5.attrs) > MAX_ATTRIBUTES:
-        raise _NotAStoreError(f"it has {len(h5.attrs):,} attributes, which no store has: check the path")
+    count = h5py.h5a.get_num_attrs(h5.id)
+    if count > MAX_ATTRIBUTES:
+        raise _NotAStoreError(f"it has {count:,} attributes, which no store has: check the path")
     found: dict[str, Scalar] = {}
     for name in h5.attrs:
         attribute = h5.attrs.get_id(name)
@@ -296,6 +301,7 @@ def _read_attributes(h5: h5py.File) -> dict[str, Scalar]:
         number = isinstance(kind, h5py.h5t.TypeIntegerID | h5py.h5t.TypeFloatID | h5py.h5t.TypeEnumID)
         if attribute.shape != () or attribute.get_storage_size() > 2**16 or not (fixed_text or number):
             continue
-        value = h5.attrs[name]
-        found[name] = bytes(value).decode(errors="replace") if fixed_text else value.item()
+        value = np.empty((), attribute.dtype)
+        attribute.read(value)
+        found[name] = bytes(value[()]).decode(errors="replace") if fixed_text else value.item()
     return found

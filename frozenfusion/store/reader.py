@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import mmap
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,11 +14,13 @@ import numpy.typing as npt
 
 from frozenfusion.store.command import extraction_command
 from frozenfusion.store.entries import entry_checks
-from frozenfusion.store.hdf5 import MEND, Scalar, read_layout
-from frozenfusion.store.raw_file import Array, open_regular
+from frozenfusion.store.hdf5 import MEND, Scalar
+from frozenfusion.store.mapped import MappedFile
+from frozenfusion.store.plan import is_sharded
+from frozenfusion.store.raw_file import Array, byte_count
+from frozenfusion.store.shards import MappedShards
 from frozenfusion.store.status import OK, PENDING, STATUS_NAMES
 from frozenfusion.utils.errors import UsageError, UserError
-from frozenfusion.utils.files import writing
 from frozenfusion.utils.messages import first_few, printable
 
 MAX_ID_BYTES = 1024
@@ -32,10 +32,12 @@ Rows = npt.NDArray[np.int64]
 class FeatureStore:
     """A feature file opened for reading: arrays over the mapped file, without an HDF5 handle or a lock.
 
-    The arrays are read-only, and live while a writer commits. A store pickles, forks and spawns.
+    The arrays are read-only, and live while a writer commits. A store pickles, forks and spawns. A folder of shards
+    is one store as well: shards that are not there yet are pending rows, and what is there is what was when it was
+    opened. Its columns but ids and status are copied from the shards when they are indexed.
 
     Args:
-        path: the file.
+        path: the file, or the folder of shards.
 
     Attributes:
         ids: (n,) S, sorted UTF-8.
@@ -54,12 +56,9 @@ class FeatureStore:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        with open_regular(path) as file:
-            layout = read_layout(file, path)
-            with writing(path):
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._mapped = MappedShards(self.path) if is_sharded(self.path) else MappedFile(self.path)
+        layout, arrays = self._mapped.layout, self._mapped.arrays
         self.spans, self.fingerprint, self.attributes = layout.spans, layout.fingerprint, layout.attributes
-        arrays = {name: span.view(self._map) for name, span in layout.spans.items()}
         self.ids, self.features, self.status = arrays["ids"], arrays["features"], arrays["status"]
         self.digest, self.stat, self.crc32 = arrays["digest"], arrays["stat"], arrays["crc32"]
         self.check = arrays.get("check")
@@ -76,10 +75,9 @@ class FeatureStore:
 
     def close(self) -> None:
         """Let go of the file, which Windows replaces only when nobody has it open. The arrays are gone then."""
-        for name in (*self.spans, "check"):
+        for name in ("ids", "features", "status", "digest", "stat", "crc32", "check"):
             vars(self).pop(name, None)
-        with contextlib.suppress(BufferError):  # an array that a caller still has keeps its memory
-            self._map.close()
+        self._mapped.close()
 
     def rows(self, ids: Sequence[str]) -> Rows:
         """The row of each id, (k,) int64; -1 where the store has no such id."""
@@ -119,7 +117,8 @@ class FeatureStore:
         rows = np.asarray(rows, dtype=np.int64)
         if np.maximum.reduce(rows.view(np.uint64), axis=None, initial=0) >= self.n:  # a negative row is a huge one
             raise IndexError(f"{self.path}: rows go from 0 to {self.n - 1}, not {rows.min()} to {rows.max()}")
-        return self.features.take(rows, axis=0, out=out, mode="clip")  # "raise" would copy through a buffer
+        taken: Array = self.features.take(rows, axis=0, out=out, mode="clip")
+        return taken  # "raise" would copy through a buffer
 
     def counts(self) -> dict[str, int]:
         """How many rows have each status, by its name."""
@@ -194,11 +193,10 @@ class FeatureStore:
 
     def in_chunks(self, rows: Rows) -> Iterator[Rows]:
         """Parts of `rows` whose features fit in a few megabytes each, letting go of what was mapped for one before."""
-        size = max(1, CHUNK_BYTES // self.spans["features"].row_bytes)
+        size = max(1, CHUNK_BYTES // byte_count(self.shape, self.dtype))
         for start in range(0, len(rows), size):
             yield rows[start : start + size]
-            if hasattr(mmap, "MADV_DONTNEED"):
-                self._map.madvise(mmap.MADV_DONTNEED)  # only this process's view: the pages stay in the cache
+            self._mapped.let_go(rows[start : start + size])
 
     def __reduce__(self) -> tuple[Callable[..., FeatureStore], tuple[Path, int]]:
         return _reopen, (self.path, self._ids_crc32)

@@ -35,6 +35,7 @@ _ADVICE = {
     errno.EPERM: "permission denied: choose a path that you may use",
     errno.ENOENT: "no such file or folder: check the path",
     errno.ENOTDIR: "a part of the path is not a folder: check the path",
+    errno.EMFILE: "too many files are open: raise the limit (ulimit -n) and run the same command again",
     errno.EISDIR: "this is a folder, a file was expected: check the path",
 }
 
@@ -175,6 +176,28 @@ def link_or_copy(source: str | os.PathLike[str], target: str | os.PathLike[str])
             os.replace(link, target)
         finally:
             link.unlink(missing_ok=True)  # still there if both names meant one file before
+
+
+def put_first(source: Path, target: Path) -> bool:
+    """Give a finished file the name `target`, unless another has it already; `source` is gone either way.
+
+    Returns whether it was the first. Raises UserError where the disk says no.
+    """
+    with writing(target):
+        try:
+            os.link(source, target)
+        except FileExistsError:
+            source.unlink()
+            return False
+        except OSError:  # no hard links here, or no `source`
+            if target.exists():
+                source.unlink(missing_ok=True)
+                return False
+            os.replace(source, target)
+        else:
+            source.unlink()
+        sync_folder(target.parent)
+    return True
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

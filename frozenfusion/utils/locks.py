@@ -32,6 +32,17 @@ def sweep_lock(path: Path) -> None:
             WriterLock(path).release()
 
 
+def is_locked(path: Path) -> bool:
+    """Whether a process of this machine holds the lock of `path`, or that cannot be told."""
+    lock = FileLock(lock_path(path), thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except (Timeout, OSError, NotImplementedError):
+        return True
+    lock.release()
+    return False
+
+
 class WriterLock:
     """Holds `PATH.lock` until released, or until the process ends. Readers take no lock.
 

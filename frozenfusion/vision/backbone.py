@@ -74,6 +74,11 @@ class Backbone:
             "format": FORMAT_VERSION,
         }
 
+    @property
+    def runner(self) -> Runner | None:
+        """What `prepare` made."""
+        return self._runner
+
     def prepare(
         self, device: str = "auto", runtime: str = "auto", images_left: int = 0, batch_size: int | None = None
     ) -> Runner:

@@ -1,0 +1,206 @@
+"""Stage one in shards: each is an ordinary feature file, computed by whichever worker claims it, on any machine."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from frozenfusion import __version__
+from frozenfusion.data.pairs import Pair, Pairs
+from frozenfusion.extraction.bad_images import list_path
+from frozenfusion.extraction.claims import Worker
+from frozenfusion.extraction.config import ExtractConfig, share_of
+from frozenfusion.store.hdf5 import Scalar
+from frozenfusion.store.plan import (
+    IDS,
+    PLAN,
+    Plan,
+    evenly,
+    is_sharded,
+    read_ids,
+    read_plan,
+    shard_path,
+    write_ids,
+    write_plan,
+)
+from frozenfusion.store.reader import FeatureStore, encode_ids
+from frozenfusion.store.status import PENDING
+from frozenfusion.store.writer import StoreWriter
+from frozenfusion.utils.errors import UserError
+from frozenfusion.utils.files import put_first, replacing, writing
+from frozenfusion.utils.locks import lock_path
+from frozenfusion.utils.progress import log
+
+Compute = Callable[[Pairs, Path, int], None]
+"""Brings a feature file, which need not be there yet, up to date for some pairs; given how many are left in all."""
+
+
+def agree_on_plan(
+    pairs: Pairs,
+    folder: Path,
+    config: ExtractConfig,
+    shape: tuple[int, ...],
+    fingerprint: Mapping[str, Scalar],
+    attributes: Mapping[str, Scalar],
+) -> Plan:
+    """The plan of a folder, which the first worker makes. Raises UserError, naming what differs from this work."""
+    if config.rebuild:
+        raise UserError(
+            f"{folder}: `rebuild=True` makes one file anew, and this is a folder of shards: delete it instead"
+        )
+    ids = encode_ids(pairs.ids)
+    there = is_sharded(folder)
+    if not there and folder.exists() and not (folder.is_dir() and _is_begun(folder)):
+        raise UserError(f"{folder}: is there already, and no folder of shards: choose another `cache`")
+    planned = read_plan(folder) if there else None
+    n = len(pairs)
+    bounds = evenly(n, config.shards or (planned.bounds[1] if planned else n))
+    if planned and planned.n == n and config.shards is None:
+        bounds = planned.bounds
+    attributes = {"created_by": f"frozenfusion {__version__}", **attributes}
+    mine = Plan(_pairs_sha256(pairs), zlib.crc32(ids.data), bounds, shape, config.dtype, fingerprint, attributes)
+    if planned is None:
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        planned = write_plan(folder, mine, ids)
+    differences = planned.differences(mine)
+    if differences:
+        raise UserError(
+            f"{folder / PLAN}: is the plan of other work than now asked for ({differences}): choose another `cache`, "
+            "or delete the folder"
+        )
+    try:
+        read_ids(folder, planned)
+    except UserError:  # they follow from the pairs
+        write_ids(folder, ids)
+    return planned
+
+
+def compute_shards(pairs: Pairs, folder: Path, plan: Plan, config: ExtractConfig, compute: Compute) -> int:
+    """Compute the shards of a share that nobody else computes, and return how many of it others are at work on.
+
+    A shard is computed under a name of the worker's own and then takes its place, unless another was there first.
+    """
+    share, shares = share_of(config.shard)
+    again = config.update or config.retry_failed
+    todo = set(plan.shards[share::shares])
+    if not again:
+        todo &= _unfinished(folder, plan)
+    if not todo:
+        return 0
+    images = sum(plan.bounds[shard + 1] - plan.bounds[shard] for shard in todo)
+    with Worker(folder) as worker:
+        while todo:
+            left, claims = set(), worker.claims()
+            for shard in sorted(todo):
+                claim = worker.claim(shard, claims.get(shard, {}))
+                if claim is None:
+                    left.add(shard)
+                    continue
+                try:
+                    path = shard_path(folder, shard)
+                    if again or not (path.exists() and FeatureStore(path).finished):
+                        log.info(f"shard {shard + 1:,} of {len(plan.shards):,}")
+                        part = dataclasses.replace(
+                            pairs, pairs=pairs.pairs[plan.rows(shard)], text_counts={}, dropped={}
+                        )
+                        _compute_shard(worker, path, shard, part, images, compute)
+                finally:
+                    worker.give_up(claim)
+            if left == todo:  # all of them have been others' for a whole round
+                break
+            todo = left & _unfinished(folder, plan)
+        _clear(folder, worker)
+    return len(todo & _unfinished(folder, plan))
+
+
+def _compute_shard(worker: Worker, path: Path, shard: int, pairs: Pairs, images: int, compute: Compute) -> None:
+    if path.exists():  # to be brought up to date, or left in the middle of that
+        compute(pairs, path, images)
+        return
+    partial = worker.partial(shard)
+    for number, other in worker.leftovers():
+        if number == shard:
+            _take_over(other, partial)
+    try:
+        compute(pairs, partial, images)
+        _put_list(partial, path)
+        first = put_first(partial, path)
+    except UserError:
+        if partial.exists() or worker.owns(shard):
+            raise
+        first = False  # who took over took what there was
+    if not first:
+        log.warning("%s: this worker seemed dead for a while, and another does it: theirs is kept", path)
+
+
+def _take_over(other: Path, partial: Path) -> None:
+    """Go on with what a dead worker left, in a copy: should it not be dead, it writes where nobody reads."""
+    if not partial.exists():
+        try:
+            with replacing(partial) as beside:
+                shutil.copyfile(other, beside)
+            with StoreWriter.open(partial, FeatureStore(partial).fingerprint) as writer:
+                writer.reset(writer.store.damaged_rows())
+            if list_path(other).exists():
+                os.replace(list_path(other), list_path(partial))
+        except (OSError, UserError):  # it is too damaged to be of use, or gone
+            _remove(partial)
+    _remove(other)
+
+
+def _remove(partial: Path) -> None:
+    for path in (partial, lock_path(partial), list_path(partial)):
+        with contextlib.suppress(OSError):  # Windows lets nobody remove what another has open
+            path.unlink(missing_ok=True)
+
+
+def _put_list(partial: Path, path: Path) -> None:
+    """Give the list of bad images the shard's name, if there is one."""
+    with writing(path):
+        if list_path(partial).exists():
+            os.replace(list_path(partial), list_path(path))
+
+
+def _unfinished(folder: Path, plan: Plan) -> set[int]:
+    """The shards that are not there, or have pending rows."""
+    store = FeatureStore(folder)
+    shards = np.searchsorted(plan.bounds, np.flatnonzero(store.status == PENDING), side="right") - 1
+    store.close()
+    return set(shards.tolist())
+
+
+def _is_begun(folder: Path) -> bool:
+    """Whether a folder holds nothing but what is there before a plan is."""
+    return all(name == IDS or name.startswith(".") for name in os.listdir(folder)) or is_sharded(folder)
+
+
+def _clear(folder: Path, worker: Worker) -> None:
+    """Take away what dead workers left of shards that are finished, and their locks."""
+    for shard, partial in worker.leftovers():
+        if shard_path(folder, shard).exists():
+            _remove(partial)
+    worker.clear(lambda shard: shard_path(folder, shard).exists())
+
+
+def _pairs_sha256(pairs: Pairs) -> str:
+    """SHA-256 of all ids and of where their images are within the data, which each machine may have elsewhere."""
+    digest, root = hashlib.sha256(), pairs.path if pairs.path.is_dir() else pairs.path.parent
+    for pair in pairs:
+        digest.update(f"{pair.id}\0{_place(pair, root)}\0".encode(errors="surrogatepass"))
+    return digest.hexdigest()
+
+
+def _place(pair: Pair, root: Path) -> str:
+    try:
+        return pair.image.relative_to(root).as_posix()
+    except ValueError:
+        return pair.image.as_posix()
