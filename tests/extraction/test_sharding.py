@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +28,30 @@ from frozenfusion.extraction.merging import merge_shards
 from frozenfusion.store.reader import FeatureStore
 from frozenfusion.utils.errors import UsageError, UserError
 from frozenfusion.utils.locks import lock_path
+from frozenfusion.utils.plugins import import_plugin
+from frozenfusion.vision.registry import BACKBONES
 
 IMAGES, ROWS = 11, 3
-NETWORK = {"backbone": "efficientnet-b0", "weights": "random", "image_size": 32, "batch_size": 2}
+NETWORK = {"backbone": "small", "image_size": 32, "batch_size": 2}
+SMALL = """
+import torch
+from frozenfusion import register_backbone
+
+@register_backbone("small")
+def small(weights):
+    torch.manual_seed(0)
+    return torch.nn.Conv2d(3, 4, 16, stride=16)
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A network that takes no time, here and in other processes."""
+    path = tmp_path_factory.mktemp("plugin") / "small.py"
+    path.write_text(SMALL)
+    import_plugin(str(path))
+    yield path
+    BACKBONES.remove("small")
 
 
 @pytest.fixture(scope="module")
@@ -143,8 +165,9 @@ def slow_data(data: Path) -> Path:
     return folder
 
 
-def started(data: Path, cache: Path, *arguments: str) -> subprocess.Popen[str]:
+def started(plugin: Path, data: Path, cache: Path, *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "extract_features.py", str(data), "--cache", str(cache), "--image-seconds", "600"]
+    command += ["--import", str(plugin)]
     for option, value in NETWORK.items():
         command += [f"--{option.replace('_', '-')}", str(value)]
     return subprocess.Popen(
@@ -161,9 +184,11 @@ def wait_for(process: subprocess.Popen[str], folder: Path, pattern: str) -> None
         time.sleep(0.02)
 
 
-def test_killed_it_loses_its_claim_and_the_next_goes_on(slow_data: Path, data: Path, whole: Path, tmp_path: Path):
+def test_killed_it_loses_its_claim_and_the_next_goes_on(
+    plugin: Path, slow_data: Path, data: Path, whole: Path, tmp_path: Path
+):
     folder = tmp_path / "big"
-    process = started(slow_data, folder, "--shards", str(ROWS))
+    process = started(plugin, slow_data, folder, "--shards", str(ROWS))
     wait_for(process, folder, "shard-00001.*.partial")
     assert "others are computing 1" in str(run(slow_data, folder))  # all but what the living one is at work on
     assert shard_names(folder) == [ALL[0], ALL[2], ALL[3]]
