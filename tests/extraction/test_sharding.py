@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -19,6 +20,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
+from frozenfusion.cli import extract as extract_command
 from frozenfusion.data.pairs import load_pairs
 from frozenfusion.extraction.claims import LEASE, Worker
 from frozenfusion.extraction.config import ExtractConfig
@@ -377,6 +379,40 @@ def test_strict_counts_what_cannot_be_used_and_not_what_others_compute(data: Pat
     with pytest.raises(UserError, match="1 of 11 images cannot be used"):
         run(data, tmp_path / "big", **config)
     assert FeatureStore(tmp_path / "big").finished
+
+
+def test_where_the_file_system_has_no_hard_links_it_works_as_well(
+    data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def no_link(*_: object) -> None:
+        raise OSError(errno.EPERM, "no hard links")
+
+    monkeypatch.setattr(os, "link", no_link)
+    run(data, tmp_path / "big", shards=ROWS)
+    assert same(tmp_path / "big", whole)
+    assert sorted(path.name for path in (tmp_path / "big").iterdir()) == FILES
+
+
+def test_the_command_looks_and_merges(made: Path, data: Path, whole: Path, tmp_path: Path, capsys):
+    def command(*words: object) -> tuple[int, str, str]:
+        status = extract_command.main([str(word) for word in words], "extract_features.py")
+        return (status, *capsys.readouterr())
+
+    assert "4 of 4, each of 3 rows" in command(made, "--info")[1]
+    assert "all 10 rows are as they were written" in command(made, "--verify")[1]
+    assert "come from the 10 image files" in command(data, "--verify", "--cache", made)[1]
+    status, told, _ = command(made, "--merge", tmp_path / "one.h5")
+    assert (status, told) == (0, f"{tmp_path / 'one.h5'}: 11 rows of 4 shards, each checked against its checksum\n")
+    assert (tmp_path / "one.h5").read_bytes() == whole.read_bytes()
+    for words, mistake in (
+        ((data, "--shards", 3), "--shards makes a folder of feature files: say which with --cache"),
+        ((made, "--info", "--merge", "x.h5"), "--info and --merge look at a feature file in two ways"),
+        ((made, "--merge", "x.h5", "--shard", "1/2"), "leave out --shard"),
+        ((data, "--cache", "x", "--shards", 3, "--rebuild"), "--rebuild makes a feature file anew"),
+    ):
+        status, _, error = command(*words)
+        assert status == 2
+        assert mistake in error
 
 
 def test_the_library_returns_the_folder_as_a_store(data: Path, folder: Path, whole: Path):
