@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
+from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import read_regular_file, writing
 from frozenfusion.utils.locks import WriterLock, is_locked, lock_path
 
@@ -40,7 +41,7 @@ class Worker:
         self._renewing = threading.Thread(target=self._renew, name="lease", daemon=True)
 
     def __enter__(self) -> Worker:
-        lock_path(self._folder / self.name).touch()  # there too where the file system has no locks
+        self._now()  # there is a file to renew even where the file system has no locks
         self._renewing.start()
         return self
 
@@ -48,7 +49,7 @@ class Worker:
         self._ended.set()
         self._renewing.join()
         self._lock.release()
-        lock_path(self._folder / self.name).unlink(missing_ok=True)
+        _unlink(lock_path(self._folder / self.name))
 
     def claim(self, shard: int, generations: dict[int, str]) -> Path | None:
         """The claim that this worker now has on a shard, None where another has it.
@@ -72,7 +73,7 @@ class Worker:
     def claims(self) -> dict[int, dict[int, str]]:
         """Who claims what: the owner's name by generation, by shard. An owner who has not signed yet is ""."""
         found: dict[int, dict[int, str]] = {}
-        for entry in os.scandir(self._folder):
+        for entry in self._entries():
             of = _CLAIM.fullmatch(entry.name)
             if of:
                 with contextlib.suppress(OSError):  # it has just been given up
@@ -94,7 +95,7 @@ class Worker:
     def leftovers(self) -> list[tuple[int, Path]]:
         """Shards that dead workers had begun, each with its file."""
         found = []
-        for entry in os.scandir(self._folder):
+        for entry in self._entries():
             of = _PARTIAL.fullmatch(entry.name)
             if of and not self.is_alive(of[2]):
                 found.append((int(of[1]), Path(entry.path)))
@@ -105,11 +106,11 @@ class Worker:
         for shard, generations in self.claims().items():
             for generation, owner in generations.items():
                 if is_done(shard) and not self.is_alive(owner):
-                    self._path(shard, generation).unlink(missing_ok=True)
-        for entry in os.scandir(self._folder):
+                    _unlink(self._path(shard, generation))
+        for entry in self._entries():
             name = entry.name.removesuffix(".lock")
             if name != entry.name and _NAME.fullmatch(name) and not self.is_alive(name):
-                Path(entry.path).unlink(missing_ok=True)
+                _unlink(Path(entry.path))
 
     def partial(self, shard: int) -> Path:
         """Where this worker puts a shard until it is finished."""
@@ -128,6 +129,10 @@ class Worker:
             return False
         return name.rsplit("-", 2)[0] != _host() or is_locked(self._folder / name)
 
+    def _entries(self) -> list[os.DirEntry[str]]:
+        with writing(self._folder):
+            return list(os.scandir(self._folder))
+
     def _path(self, shard: int, generation: int) -> Path:
         return self._folder / f"shard-{shard:05}.claim-{generation}"
 
@@ -142,13 +147,19 @@ class Worker:
     def _now(self) -> float:
         """The time by the clock of the file system, which all workers share."""
         own = lock_path(self._folder / self.name)
-        own.touch()
-        return own.stat().st_mtime
+        with writing(own):
+            own.touch()
+            return own.stat().st_mtime
 
     def _renew(self) -> None:
         while not self._ended.wait(RENEWAL):
-            with contextlib.suppress(OSError):  # a file system that is away for a moment
+            with contextlib.suppress(UserError):  # a file system that is away for a moment
                 self._now()
+
+
+def _unlink(path: Path) -> None:
+    with contextlib.suppress(OSError):  # gone, or open elsewhere, which Windows minds
+        path.unlink()
 
 
 def _host() -> str:

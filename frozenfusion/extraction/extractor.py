@@ -14,7 +14,7 @@ from frozenfusion.data.identity import compare_files, file_stat, how_to_mend
 from frozenfusion.data.pairs import Pairs, require_pairs
 from frozenfusion.extraction import bad_images
 from frozenfusion.extraction.arrays import FeatureArrays, import_rows, reset_replaced
-from frozenfusion.extraction.config import ExtractConfig
+from frozenfusion.extraction.config import ExtractConfig, share_of
 from frozenfusion.extraction.loop import ExtractionLoop, Task, Timing
 from frozenfusion.extraction.sharding import agree_on_plan, compute_shards
 from frozenfusion.store.plan import is_sharded, shard_path
@@ -150,7 +150,9 @@ def _update_shards(
         nonlocal timing
         timing += _update_file(part, path, of_one, source, images).timing
 
-    others = compute_shards(pairs, folder, plan, config, compute)
+    share, shares = share_of(config.shard)
+    again = config.update or config.retry_failed
+    others = compute_shards(pairs, folder, plan, plan.shards[share::shares], compute, again=again)
     store = FeatureStore(folder)
     there = sum(shard_path(folder, shard).exists() for shard in plan.shards)
     told = f"{there:,} of {len(plan.shards):,} are there"

@@ -8,7 +8,7 @@ import hashlib
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from frozenfusion import __version__
 from frozenfusion.data.pairs import Pair, Pairs
 from frozenfusion.extraction.bad_images import list_path
 from frozenfusion.extraction.claims import Worker
-from frozenfusion.extraction.config import ExtractConfig, share_of
+from frozenfusion.extraction.config import ExtractConfig
 from frozenfusion.store.hdf5 import Scalar
 from frozenfusion.store.plan import (
     IDS,
@@ -84,14 +84,15 @@ def agree_on_plan(
     return planned
 
 
-def compute_shards(pairs: Pairs, folder: Path, plan: Plan, config: ExtractConfig, compute: Compute) -> int:
-    """Compute the shards of a share that nobody else computes, and return how many of it others are at work on.
+def compute_shards(
+    pairs: Pairs, folder: Path, plan: Plan, shards: Iterable[int], compute: Compute, *, again: bool = False
+) -> int:
+    """Compute those of some shards that nobody else computes, and return how many of them others are at work on.
 
-    A shard is computed under a name of the worker's own and then takes its place, unless another was there first.
+    A shard is computed under a name of the worker's own and then takes its place, unless another was there first. With
+    `again` finished ones are brought up to date as well.
     """
-    share, shares = share_of(config.shard)
-    again = config.update or config.retry_failed
-    todo = set(plan.shards[share::shares])
+    todo = set(shards)
     if not again:
         todo &= _unfinished(folder, plan)
     if not todo:

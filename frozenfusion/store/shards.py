@@ -58,7 +58,12 @@ class Joined:
         files = np.searchsorted(self._bounds, rows, side="right") - 1
         local, parts = rows - self._bounds[files], self._parts
         starts = np.flatnonzero(np.diff(files, prepend=-1))
-        if not part and len(starts) > len(rows) // 2 > 0:  # at random: nearly each row is in another file
+        at_random = len(starts) > len(rows) // 2 > 0
+        if at_random and len(rows) > 2 * len(parts):
+            order = np.argsort(rows, kind="stable")
+            out[order] = self.take(rows[order], part=part)
+            return out
+        if at_random and not part:  # nearly each row is in another file
             pairs = zip(files.tolist(), local.tolist(), strict=True)
             return np.concatenate([parts[file][row : row + 1] for file, row in pairs], out=out)
         ends = np.append(starts, len(rows))[1:].tolist()

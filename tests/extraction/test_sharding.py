@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
+from frozenfusion.cli import extract as extract_command
 from frozenfusion.data.pairs import load_pairs
 from frozenfusion.extraction.claims import LEASE, Worker
 from frozenfusion.extraction.config import ExtractConfig
@@ -27,9 +30,30 @@ from frozenfusion.extraction.merging import merge_shards
 from frozenfusion.store.reader import FeatureStore
 from frozenfusion.utils.errors import UsageError, UserError
 from frozenfusion.utils.locks import lock_path
+from frozenfusion.utils.plugins import import_plugin
+from frozenfusion.vision.registry import BACKBONES
 
 IMAGES, ROWS = 11, 3
-NETWORK = {"backbone": "efficientnet-b0", "weights": "random", "image_size": 32, "batch_size": 2}
+NETWORK = {"backbone": "small", "image_size": 32, "batch_size": 2}
+SMALL = """
+import torch
+from frozenfusion import register_backbone
+
+@register_backbone("small")
+def small(weights):
+    torch.manual_seed(0)
+    return torch.nn.Conv2d(3, 4, 16, stride=16)
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A network that takes no time, here and in other processes."""
+    path = tmp_path_factory.mktemp("plugin") / "small.py"
+    path.write_text(SMALL)
+    import_plugin(str(path))
+    yield path
+    BACKBONES.remove("small")
 
 
 @pytest.fixture(scope="module")
@@ -143,8 +167,9 @@ def slow_data(data: Path) -> Path:
     return folder
 
 
-def started(data: Path, cache: Path, *arguments: str) -> subprocess.Popen[str]:
+def started(plugin: Path, data: Path, cache: Path, *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "extract_features.py", str(data), "--cache", str(cache), "--image-seconds", "600"]
+    command += ["--import", str(plugin)]
     for option, value in NETWORK.items():
         command += [f"--{option.replace('_', '-')}", str(value)]
     return subprocess.Popen(
@@ -161,9 +186,11 @@ def wait_for(process: subprocess.Popen[str], folder: Path, pattern: str) -> None
         time.sleep(0.02)
 
 
-def test_killed_it_loses_its_claim_and_the_next_goes_on(slow_data: Path, data: Path, whole: Path, tmp_path: Path):
+def test_killed_it_loses_its_claim_and_the_next_goes_on(
+    plugin: Path, slow_data: Path, data: Path, whole: Path, tmp_path: Path
+):
     folder = tmp_path / "big"
-    process = started(slow_data, folder, "--shards", str(ROWS))
+    process = started(plugin, slow_data, folder, "--shards", str(ROWS))
     wait_for(process, folder, "shard-00001.*.partial")
     assert "others are computing 1" in str(run(slow_data, folder))  # all but what the living one is at work on
     assert shard_names(folder) == [ALL[0], ALL[2], ALL[3]]
@@ -352,6 +379,40 @@ def test_strict_counts_what_cannot_be_used_and_not_what_others_compute(data: Pat
     with pytest.raises(UserError, match="1 of 11 images cannot be used"):
         run(data, tmp_path / "big", **config)
     assert FeatureStore(tmp_path / "big").finished
+
+
+def test_where_the_file_system_has_no_hard_links_it_works_as_well(
+    data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def no_link(*_: object) -> None:
+        raise OSError(errno.EPERM, "no hard links")
+
+    monkeypatch.setattr(os, "link", no_link)
+    run(data, tmp_path / "big", shards=ROWS)
+    assert same(tmp_path / "big", whole)
+    assert sorted(path.name for path in (tmp_path / "big").iterdir()) == FILES
+
+
+def test_the_command_looks_and_merges(made: Path, data: Path, whole: Path, tmp_path: Path, capsys):
+    def command(*words: object) -> tuple[int, str, str]:
+        status = extract_command.main([str(word) for word in words], "extract_features.py")
+        return (status, *capsys.readouterr())
+
+    assert "4 of 4, each of 3 rows" in command(made, "--info")[1]
+    assert "all 10 rows are as they were written" in command(made, "--verify")[1]
+    assert "come from the 10 image files" in command(data, "--verify", "--cache", made)[1]
+    status, told, _ = command(made, "--merge", tmp_path / "one.h5")
+    assert (status, told) == (0, f"{tmp_path / 'one.h5'}: 11 rows of 4 shards, each checked against its checksum\n")
+    assert (tmp_path / "one.h5").read_bytes() == whole.read_bytes()
+    for words, mistake in (
+        ((data, "--shards", 3), "--shards makes a folder of feature files: say which with --cache"),
+        ((made, "--info", "--merge", "x.h5"), "--info and --merge look at a feature file in two ways"),
+        ((made, "--merge", "x.h5", "--shard", "1/2"), "leave out --shard"),
+        ((data, "--cache", "x", "--shards", 3, "--rebuild"), "--rebuild makes a feature file anew"),
+    ):
+        status, _, error = command(*words)
+        assert status == 2
+        assert mistake in error
 
 
 def test_the_library_returns_the_folder_as_a_store(data: Path, folder: Path, whole: Path):

@@ -78,7 +78,17 @@ def test_a_folder_looks_like_one_file(folder: Path, whole: FeatureStore):
 
 @pytest.mark.parametrize(
     "rows",
-    [[], [0], [22], [3, 3, 3], list(range(N)), list(range(N))[::-1], [4, 5, 9, 10, 0, 22, 14, 15, 4], [20, 21, 1, 2]],
+    [
+        [],
+        [0],
+        [22],
+        [3, 3, 3],
+        list(range(N)),
+        list(range(N))[::-1],
+        [4, 5, 9, 10, 0, 22, 14, 15, 4],
+        [20, 21, 1, 2],
+        [n * 7 % N for n in range(60)],
+    ],
 )
 def test_rows_in_any_order_are_those_of_one_file(folder: Path, whole: FeatureStore, rows: list[int]):
     store, places = FeatureStore(folder), np.array(rows, dtype=np.int64)
