@@ -138,7 +138,7 @@ class MeanColour:
     """Stands in for a Backbone and its Runner: how light an image is, d times."""
 
     feature_shape = (IMAGE_WIDTH,)
-    batch_size, in_flight = BATCH_SIZE, 1
+    batch_size, in_flight, runner = BATCH_SIZE, 1, None
     resize = Resize(IMAGE_SIDE)
 
     def __init__(self, dtype: str) -> None:
