@@ -38,3 +38,12 @@ def albert_tokenizer() -> Path:
     if not folder.is_dir():
         pytest.skip("ALBERT's tokenizer is not on this machine")
     return folder
+
+
+@pytest.fixture
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare the second that drawing a training takes."""
+    from frozenfusion.training import run
+
+    for name in ("plot_curves", "plot_learning_rate"):
+        monkeypatch.setattr(run, name, lambda metrics, path: None)

@@ -63,12 +63,19 @@ def sweep(
         UserError: as for `train`; at the end, for runs that failed.
     """
     config, folder = config_of(TrainConfig, config), Path(folder)
-    heads = [heads] if isinstance(heads, str) else heads
-    seeds = [seed.item() if hasattr(seed, "item") else seed for seed in seeds]
-    check_seeds(seeds)
-    check_jobs(jobs)
+    heads, seeds = asked(heads, seeds, jobs)
     inputs = TrainingInputs(pairs, as_store(features), config, heads, split)
     return train_jobs(inputs, jobs_of(inputs.heads, seeds, config, folder), folder, resume=config.resume, at_once=jobs)
+
+
+def asked(
+    heads: Sequence[str], seeds: Sequence[int], jobs: int | Literal["auto"]
+) -> tuple[Sequence[str], Sequence[int]]:
+    """Heads, of which one may come by its name alone, and seeds as plain numbers. Raises UsageError."""
+    plain = [seed.item() if hasattr(seed, "item") else seed for seed in seeds]
+    check_seeds(plain)
+    check_jobs(jobs)
+    return [heads] if isinstance(heads, str) else heads, plain
 
 
 def train_jobs(

@@ -28,13 +28,13 @@ from frozenfusion.model.tuning import (
     tuning_cells,
 )
 from frozenfusion.store.reader import FeatureStore, as_store
-from frozenfusion.training.config import ALL, TrainConfig, check_jobs, check_seeds
+from frozenfusion.training.config import ALL, TrainConfig
 from frozenfusion.training.grid import changed, check_grid, check_trials
 from frozenfusion.training.inputs import TrainingInputs
 from frozenfusion.training.jobs import Job
 from frozenfusion.training.run import TrainedRun, train_run
 from frozenfusion.training.space import drawn, given, grid_points, search_space
-from frozenfusion.training.sweeps import DEFAULT_FOLDER, check_resume, jobs_of, train_jobs
+from frozenfusion.training.sweeps import DEFAULT_FOLDER, asked, check_resume, jobs_of, train_jobs
 from frozenfusion.training.trainer import Diverged
 from frozenfusion.utils.checks import config_of
 from frozenfusion.utils.errors import UsageError, UserError
@@ -78,10 +78,7 @@ def tune(
         UserError: as for `sweep`; no validation part to choose on, a grid that cannot be.
     """
     config, folder = config_of(TrainConfig, config), Path(folder)
-    heads = [heads] if isinstance(heads, str) else heads
-    seeds = [seed.item() if hasattr(seed, "item") else seed for seed in seeds]
-    check_seeds(seeds)
-    check_jobs(jobs)
+    heads, seeds = asked(heads, seeds, jobs)
     check_trials(trials)
     check_grid(grid or {}, config)
     inputs = TrainingInputs(pairs, as_store(features), config, heads, split)

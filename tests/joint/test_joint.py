@@ -37,9 +37,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("plot_curves", "plot_learning_rate"):
-        monkeypatch.setattr(train_module, name, lambda metrics, path: None)
+def no_plots_at_all(no_plots: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(results, "plot_confusion", lambda *given: None)
 
 

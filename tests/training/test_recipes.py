@@ -23,7 +23,6 @@ from frozenfusion.model.images import AttentionPool, Standardise
 from frozenfusion.model.recipe import LATER
 from frozenfusion.model.run_folder import RunFolder
 from frozenfusion.training import config as config_module
-from frozenfusion.training import run as train_module
 from frozenfusion.training.checkpoint import State
 from frozenfusion.training.config import TrainConfig
 from frozenfusion.training.optimizer import rates
@@ -57,9 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def options(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Training:
-    for name in ("plot_curves", "plot_learning_rate"):
-        monkeypatch.setattr(train_module, name, lambda metrics, path: None)
+def options(no_plots: None, folder: Path, tmp_path: Path) -> Training:
     return tiny.make_training(folder, run=tmp_path / "run")
 
 

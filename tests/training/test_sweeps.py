@@ -29,9 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def options(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Training:
-    for name in ("plot_curves", "plot_learning_rate"):
-        monkeypatch.setattr(train_module, name, lambda metrics, path: None)
+def options(no_plots: None, folder: Path, tmp_path: Path) -> Training:
     return tiny.make_training(folder, run=tmp_path / "sweep", epochs=2, freeze_text=True, fusion=("concat", "text"))
 
 

@@ -33,13 +33,6 @@ from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import read_json
 
 
-@pytest.fixture
-def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spare the second that drawing takes."""
-    for name in ("plot_curves", "plot_learning_rate"):
-        monkeypatch.setattr(train_module, name, lambda metrics, path: None)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tiny data, features and text encoder that all tests share."""
@@ -49,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def options(_no_plots: None, folder: Path, tmp_path: Path) -> Training:
+def options(no_plots: None, folder: Path, tmp_path: Path) -> Training:
     return tiny.make_training(folder, run=tmp_path / "run")
 
 
