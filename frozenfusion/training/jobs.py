@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+import torch
+
+from frozenfusion.fusion.base import FusionHead
+from frozenfusion.fusion.registry import build_head
+from frozenfusion.model.config import DEFAULT_WIDTH
 from frozenfusion.model.run_folder import RunFolder
 from frozenfusion.training.config import TrainConfig
 from frozenfusion.training.inputs import TrainingInputs
@@ -64,3 +70,27 @@ def train_job(inputs: TrainingInputs, job: Job, progress: Callable[..., Progress
     except Exception as error:
         return Failure.of(error)
     return None
+
+
+def built_head(inputs: TrainingInputs, job: Job) -> FusionHead:
+    """The head of a job, as its first step would find it. Raises UserError where its options build none."""
+    model = inputs.model_config(job.head, config=job.config)
+    width = model.head.own_width or DEFAULT_WIDTH
+    with torch.random.fork_rng([]):
+        return build_head(
+            model.head, width=width, text_width=width, classes=len(model.label_names), **model.fusion_options
+        )
+
+
+def longest_first(inputs: TrainingInputs, jobs: Mapping[int, Job]) -> dict[int, Job]:
+    """The jobs in an order that leaves no process alone with a long one: most epochs of most parameters first.
+
+    Of a head on cached vectors the optimiser's pass over its parameters is what a step takes longest for.
+    """
+    sizes: dict[str, int] = {}
+    for job in jobs.values():
+        if job.head not in sizes:
+            sizes[job.head] = 0
+            with contextlib.suppress(Exception):  # of a head that cannot be built its own run will tell
+                sizes[job.head] = sum(parameter.numel() for parameter in built_head(inputs, job).parameters())
+    return dict(sorted(jobs.items(), key=lambda item: -sizes[item[1].head] * item[1].config.epochs))

@@ -20,7 +20,7 @@ from frozenfusion.store.reader import FeatureStore, as_store
 from frozenfusion.training.config import ALL, TrainConfig, check_jobs, check_seeds
 from frozenfusion.training.inputs import TrainingInputs
 from frozenfusion.training.job_processes import train_in_processes
-from frozenfusion.training.jobs import Failure, Job, Outcome, train_job
+from frozenfusion.training.jobs import Failure, Job, Outcome, longest_first, train_job
 from frozenfusion.training.messages import seconds
 from frozenfusion.training.run import TrainedRun, finished_run, read_run
 from frozenfusion.utils.checks import config_of
@@ -140,7 +140,7 @@ def _train(
     if count > 1 and strange:
         log.warning("one run at a time: %s is of the program itself, which no other process can import", strange[0])
     elif count > 1:
-        yield from train_in_processes(inputs, jobs, count)
+        yield from train_in_processes(inputs, longest_first(inputs, jobs), count)
         return
     for number, job in jobs.items():
         yield number, train_job(inputs, job)

@@ -10,12 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from frozenfusion.data.pairs import Pairs
 from frozenfusion.data.splits import Split
-from frozenfusion.fusion.registry import build_head, head_class
-from frozenfusion.model.config import DEFAULT_WIDTH
+from frozenfusion.fusion.registry import head_class
 from frozenfusion.model.run_folder import RunFolder
 from frozenfusion.model.tuning import (
     TABLE,
@@ -31,7 +28,7 @@ from frozenfusion.store.reader import FeatureStore, as_store
 from frozenfusion.training.config import ALL, TrainConfig
 from frozenfusion.training.grid import changed, check_grid, check_trials
 from frozenfusion.training.inputs import TrainingInputs
-from frozenfusion.training.jobs import Job
+from frozenfusion.training.jobs import Job, built_head
 from frozenfusion.training.run import TrainedRun, train_run
 from frozenfusion.training.space import drawn, given, grid_points, search_space
 from frozenfusion.training.sweeps import DEFAULT_FOLDER, asked, check_resume, jobs_of, train_jobs
@@ -126,21 +123,13 @@ def _trial_jobs(
     jobs = []
     for number, each in enumerate(options):
         trial = changed(plain, each)
-        _check_head(inputs, head, trial)
         run = RunFolder(folder / f"{head}-{number:03d}", figures_only=True)
+        built_head(inputs, Job(head, trial, run))  # before anything is trained
         done = run.summary.get("epochs", 0)
         if done > config.epochs:
             raise UserError(f"{run.path}: a trial of {done} epochs, more than `epochs={config.epochs}`: {ANOTHER}")
         jobs.append(Job(head, trial, RunFolder(run.path, figures_only=True)))
     return jobs
-
-
-def _check_head(inputs: TrainingInputs, head: str, config: TrainConfig) -> None:
-    """Raise UserError where a head cannot be built with its options, before anything is trained."""
-    model = inputs.model_config(head, config=config)
-    width = model.head.own_width or DEFAULT_WIDTH
-    with torch.random.fork_rng([]):
-        build_head(model.head, width=width, text_width=width, classes=len(model.label_names), **model.fusion_options)
 
 
 def _train_trials(inputs: TrainingInputs, jobs: Sequence[Job], folder: Path, at_once: int | Literal["auto"]) -> None:
