@@ -23,10 +23,9 @@ class Adjoining:
     """
 
     def __init__(self, n: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self._row_bytes = byte_count(shape, dtype)
-        self._size = n * self._row_bytes
-        self._map = mmap.mmap(-1, self._size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ)
-        self.array: Array = np.frombuffer(self._map, dtype).reshape(n, *shape)
+        self._span = Span(0, (n, *shape), dtype)
+        self._map = mmap.mmap(-1, self._span.end, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ)
+        self.array: Array = self._span.view(self._map)
         self._address: int = self.array.ctypes.data
 
     @classmethod
@@ -44,26 +43,27 @@ class Adjoining:
         shape = (rows.stop - rows.start, *self.array.shape[1:])
         if span.offset % mmap.PAGESIZE or span.shape != shape or span.dtype != self.array.dtype:
             return False
-        address = self._address + rows.start * self._row_bytes
+        address = self._address + rows.start * span.row_bytes
         flags = mmap.MAP_SHARED | _MAP_FIXED
         assert _system_mmap is not None
         placed = _system_mmap(address, span.end - span.offset, mmap.PROT_READ, flags, file, span.offset)
         return bool(placed == address)
 
+    def will_need(self, rows: Array) -> None:
+        """Have some rows read from the disk meanwhile."""
+        self._span.will_need(self._map, rows)
+
     def let_go(self, rows: Array) -> None:
         """Unmap the pages from the first to the last of some rows, as MappedFile does."""
-        start, length = self._pages(int(rows.min()), int(rows.max()))
-        self._map.madvise(mmap.MADV_DONTNEED, start, length)
+        start = int(rows.min()) * self._span.row_bytes
+        page = start - start % mmap.PAGESIZE
+        self._map.madvise(mmap.MADV_DONTNEED, page, (int(rows.max()) + 1) * self._span.row_bytes - page)
 
     def close(self) -> None:
         """Let go of the memory; an array that a caller still has keeps it."""
         del self.array
         with contextlib.suppress(BufferError):
             self._map.close()
-
-    def _pages(self, first: int, last: int) -> tuple[int, int]:
-        start = first * self._row_bytes // mmap.PAGESIZE * mmap.PAGESIZE
-        return start, (last + 1) * self._row_bytes - start
 
 
 def _find_mmap() -> Any:

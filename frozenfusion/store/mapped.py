@@ -46,6 +46,10 @@ class MappedFile:
         self.layout = layout
         self.arrays: dict[str, Any] = {name: span.view(self._map) for name, span in layout.spans.items()}
 
+    def will_need(self, rows: Array) -> None:
+        """Have the features of some rows read from the disk meanwhile."""
+        self.layout.spans["features"].will_need(self._map, rows)
+
     def let_go(self, rows: Array) -> None:
         """Unmap the pages that were read: they stay in the system's cache, and no longer count as this process's."""
         if hasattr(mmap, "MADV_DONTNEED"):

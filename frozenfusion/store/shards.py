@@ -80,7 +80,8 @@ class Joined:
 class MappedShards:
     """The columns of all shards of a folder by name; those of shards that are not there are zeros, and pending.
 
-    Features are one array where each shard's begin and end with a page of memory, else joined row by row. Raises UserError, with the command that mends it, for a shard that is damaged or not the plan's.
+    Features are one array where each shard's begin and end with a page of memory, else joined when they are read.
+    Raises UserError, with the command that mends it, for a shard that is damaged or not the plan's.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -109,15 +110,25 @@ class MappedShards:
         if self._adjoining is not None:
             self.arrays["features"] = self._adjoining.array
 
+    def will_need(self, rows: Array) -> None:
+        """Have the features of some rows read from the disk meanwhile."""
+        if self._adjoining is not None:
+            self._adjoining.will_need(rows)
+            return
+        shards = np.searchsorted(self._bounds, rows, side="right") - 1
+        for shard in np.unique(shards).tolist():
+            file = self._files[shard]
+            if file is not None:
+                file.will_need(rows[shards == shard] - self._bounds[shard])
+
     def let_go(self, rows: Array) -> None:
-        """Unmap the pages of those shards that have the rows, which are sorted."""
-        if len(rows):
-            if self._adjoining is not None:
-                self._adjoining.let_go(rows)
-            first, last = np.searchsorted(self._bounds, [rows.min(), rows.max()], side="right") - 1
-            for file in self._files[first : last + 1]:
-                if file is not None:
-                    file.let_go(rows)
+        """Unmap the pages of those shards that have rows from the first to the last of some."""
+        if self._adjoining is not None:
+            self._adjoining.let_go(rows)
+        first, last = np.searchsorted(self._bounds, [rows.min(), rows.max()], side="right") - 1
+        for file in self._files[first : last + 1]:
+            if file is not None:
+                file.let_go(rows)
 
     def close(self) -> None:
         """Let go of the files and the arrays."""

@@ -95,8 +95,7 @@ class Trainer:
         right = torch.zeros((), dtype=torch.int64, device=self._device)
         looked, shown = time.monotonic(), {"epoch": f"{number}/{self._config.epochs}"}
         self.model.train()
-        for step, rows in enumerate(batches):
-            batch = self._dataset.batch(self._train[rows])
+        for step, batch in enumerate(self._dataset.batches([self._train[rows] for rows in batches])):
             loss, logits = self._forward(batch, self._outputs)
             first = step - step % self._config.accumulate
             self._learn(loss, number, step, batches[first : first + self._config.accumulate], len(batches))
@@ -105,7 +104,7 @@ class Trainer:
             if time.monotonic() - looked > SECONDS_BETWEEN_LOOKS:
                 self._require_finite(number, losses[: step + 1], batches)
                 looked, shown["loss"] = time.monotonic(), f"{float(losses[: step + 1].mean()):.3f}"
-            progress.update(len(rows), **shown)
+            progress.update(len(batch.rows), **shown)
         self._require_finite(number, losses, batches)
         sizes = torch.tensor([len(rows) for rows in batches], device=self._device)
         count = len(self._train)
@@ -161,10 +160,10 @@ class Trainer:
         self.model.eval()
         total = 0.0
         predictions, labels = [], []
-        for rows in batches_in_order_of_length(self._dataset.lengths[self._val], VALIDATION_BATCH_SIZE):
-            batch = self._dataset.batch(self._val[rows])
+        batches = batches_in_order_of_length(self._dataset.lengths[self._val], VALIDATION_BATCH_SIZE)
+        for batch in self._dataset.batches([self._val[rows] for rows in batches]):
             loss, logits = self._forward(batch, self.model.outputs)
-            total += float(loss) * len(rows)
+            total += float(loss) * len(batch.rows)
             predictions.append(logits.argmax(dim=1).cpu().numpy())
             labels.append(batch.labels.cpu().numpy())
         if not math.isfinite(total):
