@@ -16,7 +16,8 @@ from frozenfusion.store.reader import FeatureStore, Rows
 from frozenfusion.store.status import OK
 
 HELD_BYTES = 2**30  # features up to this size are held on a device, larger ones stay in the file
-MAPPED_BYTES = 2**28  # of those that stay, what is mapped at most before it is let go of
+MAPPED_BYTES = 2**28  # of those that stay, about what is mapped before it is let go of
+AROUND_BYTES = 2**16  # that the system maps with a row
 
 
 class FeatureRows:
@@ -90,11 +91,11 @@ class FeatureRows:
         if missing.any():
             features[torch.from_numpy(missing)] = 0.0
         if self._is_large:
-            self._let_go(taken.nbytes)
+            self._let_go(taken.nbytes + AROUND_BYTES * len(places))
         return (features.mean(dim=1) if self._pooled else features).to(self._device)
 
     def _let_go(self, more: int) -> None:
-        """Count bytes that were read, and let go of all when they are many: memory does not grow with n."""
+        """Count bytes that were mapped, and let go of all when they are many: memory does not grow with n."""
         self._mapped += more
         if self._mapped > MAPPED_BYTES:
             self._store.let_go(self._rows)
