@@ -20,7 +20,7 @@ from frozenfusion.store.reader import FeatureStore, Rows
 from frozenfusion.store.tensors import FeatureRows
 from frozenfusion.text.encoder import TextFeatures
 
-AHEAD = 8  # batches: a disk answers many requests at once faster than one after another
+AHEAD = 8  # batches that the disk is asked for: it answers many requests at once faster than one after another
 
 
 class Texts(Protocol):
@@ -88,12 +88,12 @@ class PairDataset:
         """Tokens of each text, (n,)."""
         return self.texts.lengths
 
-    def batches(self, parts: Sequence[Rows]) -> Iterator[Batch]:
-        """A batch of each part, whose features the disk is asked for some batches before."""
-        for place, rows in enumerate(parts):
+    def in_turn(self, parts: Sequence[Rows], of: Rows | None = None) -> Iterator[Rows]:
+        """The parts: positions in the dataset, or in rows `of` it. The disk is asked for each some parts before."""
+        for place, part in enumerate(parts):
             for later in parts[place + AHEAD : place + AHEAD + 1] if place else parts[: AHEAD + 1]:
-                self.images.will_need(later)
-            yield self.batch(rows)
+                self.images.will_need(later if of is None else of[later])
+            yield part
 
     def batch(self, rows: Rows) -> Batch:
         """The pairs at some positions, (b,) int64."""

@@ -167,14 +167,15 @@ def predict(
     """
     questions = all_questions(model) if questions is None else questions
     logits: dict[str, Tensor] = {}
-    for batch in dataset.batches(batches_in_order_of_length(dataset.lengths, arithmetic.batch_size)):
-        places = torch.from_numpy(batch.rows).to(arithmetic.device)
+    for rows in dataset.in_turn(batches_in_order_of_length(dataset.lengths, arithmetic.batch_size)):
+        batch = dataset.batch(rows)
+        places = torch.from_numpy(rows).to(arithmetic.device)
         with arithmetic.context():
             answers = _answers(model, encoded(model, batch), batch, questions)
         for name, values in answers.items():
             logits.setdefault(name, values.new_empty(len(dataset), values.shape[1]))[places] = values
         if progress:
-            progress.update(len(batch.rows))
+            progress.update(len(rows))
     return _predicted(logits)
 
 

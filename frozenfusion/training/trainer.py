@@ -95,7 +95,8 @@ class Trainer:
         right = torch.zeros((), dtype=torch.int64, device=self._device)
         looked, shown = time.monotonic(), {"epoch": f"{number}/{self._config.epochs}"}
         self.model.train()
-        for step, batch in enumerate(self._dataset.batches([self._train[rows] for rows in batches])):
+        for step, rows in enumerate(self._dataset.in_turn(batches, self._train)):
+            batch = self._dataset.batch(self._train[rows])
             loss, logits = self._forward(batch, self._outputs)
             first = step - step % self._config.accumulate
             self._learn(loss, number, step, batches[first : first + self._config.accumulate], len(batches))
@@ -104,7 +105,7 @@ class Trainer:
             if time.monotonic() - looked > SECONDS_BETWEEN_LOOKS:
                 self._require_finite(number, losses[: step + 1], batches)
                 looked, shown["loss"] = time.monotonic(), f"{float(losses[: step + 1].mean()):.3f}"
-            progress.update(len(batch.rows), **shown)
+            progress.update(len(rows), **shown)
         self._require_finite(number, losses, batches)
         sizes = torch.tensor([len(rows) for rows in batches], device=self._device)
         count = len(self._train)
@@ -160,10 +161,11 @@ class Trainer:
         self.model.eval()
         total = 0.0
         predictions, labels = [], []
-        batches = batches_in_order_of_length(self._dataset.lengths[self._val], VALIDATION_BATCH_SIZE)
-        for batch in self._dataset.batches([self._val[rows] for rows in batches]):
+        parts = batches_in_order_of_length(self._dataset.lengths[self._val], VALIDATION_BATCH_SIZE)
+        for rows in self._dataset.in_turn(parts, self._val):
+            batch = self._dataset.batch(self._val[rows])
             loss, logits = self._forward(batch, self.model.outputs)
-            total += float(loss) * len(batch.rows)
+            total += float(loss) * len(rows)
             predictions.append(logits.argmax(dim=1).cpu().numpy())
             labels.append(batch.labels.cpu().numpy())
         if not math.isfinite(total):
