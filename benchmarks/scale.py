@@ -34,7 +34,7 @@ from benchmarks.common import (
     reset_peak,
     write_results,
 )
-from benchmarks.extract import ready
+from benchmarks.extract import ready, some_images
 from frozenfusion.data.pairs import load_pairs
 from frozenfusion.data.sample.build import make_sample
 from frozenfusion.extraction.config import ExtractConfig
@@ -136,9 +136,9 @@ def workers(folder: Path, given: argparse.Namespace) -> dict[str, float]:
 
 def some_data(folder: Path, wanted: int) -> Path:
     """A manifest of so many rows over the pictures of the sample."""
-    sample = load_pairs(make_sample(folder / "sample", 40))
-    images = [pair.image.relative_to(folder).as_posix() for pair in sample]
-    return manifest(folder / "images.csv", [images[i % len(images)] for i in range(wanted)])
+    images = some_images(make_sample(folder / "sample", 40), folder / "images", wanted)
+    names = [image.relative_to(folder).as_posix() for image in images]
+    return manifest(folder / "images.csv", [names[i % len(names)] for i in range(wanted)])
 
 
 def manifest(path: Path, images: list[str]) -> Path:
