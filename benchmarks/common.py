@@ -45,6 +45,17 @@ def call_held(name: str) -> Any:
     return HELD[name]()
 
 
+def reset_peak() -> None:
+    """Make VmHWM begin anew from what is in memory now."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def memory_mib(name: str) -> float:
+    """VmRSS, what is in memory now, or VmHWM, the most that there was; mapped file pages included."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(status.partition(f"{name}:")[2].split()[0]) / 2**10
+
+
 def images_that_can_be_read(data: Path) -> Iterator[bytes]:
     """The image files of a data folder or manifest, pair by pair, without those that are none."""
     for pair in load_pairs(data):

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from transformers import AlbertConfig, AlbertModel
 
-from benchmarks.common import own_process, parser, print_table, write_results
+from benchmarks.common import memory_mib, own_process, parser, print_table, reset_peak, write_results
 from frozenfusion.data.pairs import Pairs, load_pairs
 from frozenfusion.data.resize import Resize
 from frozenfusion.extraction.config import ExtractConfig
@@ -191,17 +191,6 @@ def measured(n: int, stage: Callable[[], Any], done: int | None = None) -> tuple
     seconds = (time.perf_counter() - began) * n / (done or n)
     peak = max(0.0, memory_mib("VmHWM") - before)
     return result, {"seconds": seconds, "pairs_per_second": n / seconds, "peak_mib": peak}
-
-
-def reset_peak() -> None:
-    """Make VmHWM begin anew from what is in memory now."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def memory_mib(name: str) -> float:
-    """VmRSS, what is in memory now, or VmHWM, the most that there was; mapped file pages included."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(status.partition(f"{name}:")[2].split()[0]) / 2**10
 
 
 def plot(path: Path, found: dict[int, Figures]) -> None:

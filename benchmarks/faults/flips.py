@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import random
+import re
 import struct
 import traceback
 from collections.abc import Callable
@@ -151,6 +152,9 @@ def _result(*steps: Words | Found) -> tuple[int, str, dict[str, str]]:
     return status, said.getvalue(), found
 
 
+_WITHOUT_PADDING = re.compile(rb"[^\0](?:\0{0,63}[^\0])*")  # zeros that fill up to the next alignment mean nothing
+
+
 def _parts_of_store(path: Path) -> dict[str, Ranges]:
     """The bytes of a store by what they are: its columns, its attributes, and all that HDF5 keeps beside them."""
     store, content = FeatureStore(path), path.read_bytes()
@@ -162,7 +166,7 @@ def _parts_of_store(path: Path) -> dict[str, Ranges]:
     taken = sorted([*(range_ for ranges in columns.values() for range_ in ranges), *attributes])
     header, at = [], 0
     for start, end in [*taken, (len(content), len(content))]:
-        header += [(at, start)] if at < start else []
+        header += [(at + part.start(), at + part.end()) for part in _WITHOUT_PADDING.finditer(content[at:start])]
         at = max(at, end)
     return {"HDF5": header, "attributes": attributes, **columns}
 

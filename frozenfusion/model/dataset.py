@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -19,6 +19,8 @@ from frozenfusion.data.pairs import Pair
 from frozenfusion.store.reader import FeatureStore, Rows
 from frozenfusion.store.tensors import FeatureRows
 from frozenfusion.text.encoder import TextFeatures
+
+AHEAD = 8  # batches that the disk is asked for: it answers many requests at once faster than one after another
 
 
 class Texts(Protocol):
@@ -41,6 +43,9 @@ class Images(Protocol):
 
     def __getitem__(self, places: Rows) -> Tensor:
         """Features (b, D) or (b, r, D) float32 of some rows, zeros where there is no image."""
+
+    def will_need(self, places: Rows) -> None:
+        """Have what some rows are made of read from the disk meanwhile; a hint."""
 
 
 class Batch(NamedTuple):
@@ -82,6 +87,13 @@ class PairDataset:
     def lengths(self) -> Rows:
         """Tokens of each text, (n,)."""
         return self.texts.lengths
+
+    def in_turn(self, parts: Sequence[Rows], of: Rows | None = None) -> Iterator[Rows]:
+        """The parts: positions in the dataset, or in rows `of` it. The disk is asked for each some parts before."""
+        for place, part in enumerate(parts):
+            for later in parts[place + AHEAD : place + AHEAD + 1] if place else parts[: AHEAD + 1]:
+                self.images.will_need(later if of is None else of[later])
+            yield part
 
     def batch(self, rows: Rows) -> Batch:
         """The pairs at some positions, (b,) int64."""

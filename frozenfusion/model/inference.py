@@ -167,7 +167,7 @@ def predict(
     """
     questions = all_questions(model) if questions is None else questions
     logits: dict[str, Tensor] = {}
-    for rows in batches_in_order_of_length(dataset.lengths, arithmetic.batch_size):
+    for rows in dataset.in_turn(batches_in_order_of_length(dataset.lengths, arithmetic.batch_size)):
         batch = dataset.batch(rows)
         places = torch.from_numpy(rows).to(arithmetic.device)
         with arithmetic.context():

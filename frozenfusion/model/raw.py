@@ -66,6 +66,9 @@ class RawImages:
     def __getitem__(self, places: Rows) -> Tensor:
         return self._features[torch.from_numpy(places).to(self._features.device)]
 
+    def will_need(self, places: Rows) -> None:
+        """Nothing: they are in memory."""
+
 
 class NoImages:
     """Pairs without images."""
@@ -76,6 +79,9 @@ class NoImages:
 
     def __getitem__(self, places: Rows) -> Tensor:
         return self._nothing.expand(len(places), *self._nothing.shape)
+
+    def will_need(self, places: Rows) -> None:
+        """Nothing: no disk has them."""
 
 
 def backbone_of(fingerprint: Mapping[str, Any], weights: str) -> Backbone:

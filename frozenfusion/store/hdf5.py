@@ -7,13 +7,12 @@ datasets' offsets. So no HDF5 metadata can be left half-written, and a full disk
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
 import os
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,6 +21,7 @@ import numpy as np
 
 from frozenfusion import __version__
 from frozenfusion.store.raw_file import Array, RowFile, Span, byte_count, open_regular
+from frozenfusion.store.recorder import Recorder
 from frozenfusion.store.status import DIGEST_BYTES
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import writing
@@ -39,6 +39,7 @@ _PART = "fingerprint."  # prefix of the attributes that repeat the fingerprint's
 _HEADER_BYTES = 2**20  # of a file, in which the attributes lie
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _ALIGNMENT = 64  # bytes: any element type is aligned in the map
+_PAGES = 2**14  # bytes, that features begin at a multiple of: whole pages, so that shards can be mapped side by side
 
 Scalar = str | int | float | bool
 
@@ -116,65 +117,39 @@ class _NotAStoreError(Exception):
     """A sound HDF5 file that is no store of this format: what is wrong, and what to do."""
 
 
-@dataclass
-class _Recorder:
-    """A file object that keeps what HDF5 writes, and where, instead of a file as large as the datasets."""
-
-    written: list[tuple[int, bytes]] = field(default_factory=list)
-    size: int = 0
-    _at: int = 0
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset if whence == io.SEEK_SET else self.size
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def write(self, content: bytes) -> int:
-        self.written.append((self._at, bytes(content)))
-        self.size = max(self.size, self._at + len(content))
-        return len(content)
-
-    def truncate(self, size: int) -> int:
-        self.size = size
-        return size
-
-    def flush(self) -> None:
-        pass
-
-    def read(self, size: int) -> bytes:
-        raise io.UnsupportedOperation("HDF5 is not expected to read back what it lays out")
-
-
 def _lay_out(
     ids: Array,
     row_shape: tuple[int, ...],
     dtype: np.dtype[Any],
     fingerprint: Mapping[str, Scalar],
     attributes: Mapping[str, Scalar],
-) -> tuple[_Recorder, dict[str, Span]]:
-    recorder = _Recorder()
+) -> tuple[Recorder, dict[str, Span]]:
+    recorder = Recorder()
     plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     plist.set_layout(h5py.h5d.CONTIGUOUS)
     plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)  # the new file reads as zeros, which is what pending rows hold
     plist.set_obj_track_times(False)  # the same rows are the same bytes, whenever and by whomever they were made
     spans = {}
-    # The earliest format, whatever this library's own default: any HDF5 since 1.6 reads it. Locking is ours.
-    with h5py.File(
-        recorder, "w", libver=("earliest", "v108"), alignment_threshold=1, alignment_interval=_ALIGNMENT
-    ) as h5:
-        written = _all_attributes(ids, fingerprint, attributes)
-        for name, value in {**written, CHECKED: _checksum(written, list(written))}.items():
-            _write_attribute(h5, name, value)
-        for name, (kind, shape) in _columns(len(ids), ids.dtype.itemsize, row_shape, dtype).items():
-            if not 0 < byte_count(shape, kind) < 2**60:
-                raise UserError(f"rows of shape {row_shape} for {len(ids):,} ids make no file: check the sizes")
-            text = h5py.string_dtype("utf-8", kind.itemsize) if kind.kind == "S" else kind
-            file_type = h5py.h5t.py_create(text, logical=True)
-            dataset = h5py.h5d.create(h5.id, name.encode(), file_type, h5py.h5s.create_simple(shape), plist)
-            spans[name] = Span(dataset.get_offset(), shape, kind)
+    columns = _columns(len(ids), ids.dtype.itemsize, row_shape, dtype)
+    if any(not 0 < byte_count(shape, kind) < 2**60 for kind, shape in columns.values()):
+        raise UserError(f"rows of shape {row_shape} for {len(ids):,} ids make no file: check the sizes")
+    written = _all_attributes(ids, fingerprint, attributes)
+    features = {"features": columns.pop("features")}
+    most = byte_count(features["features"][1], dtype)
+    for mode, part, least, interval in (("w", columns, 1, _ALIGNMENT), ("r+", features, most, _PAGES)):
+        # The earliest format, whatever this library's own default: any HDF5 since 1.6 reads it. Locking is ours.
+        with h5py.File(
+            recorder, mode, libver=("earliest", "v108"), alignment_threshold=least, alignment_interval=interval
+        ) as h5:
+            if mode == "w":
+                for name, value in {**written, CHECKED: _checksum(written, list(written))}.items():
+                    _write_attribute(h5, name, value)
+            for name, (kind, shape) in part.items():
+                text = h5py.string_dtype("utf-8", kind.itemsize) if kind.kind == "S" else kind
+                file_type = h5py.h5t.py_create(text, logical=True)
+                dataset = h5py.h5d.create(h5.id, name.encode(), file_type, h5py.h5s.create_simple(shape), plist)
+                spans[name] = Span(dataset.get_offset(), shape, kind)
     return recorder, spans
 
 

@@ -7,6 +7,7 @@ import mmap
 import os
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,9 +24,15 @@ class MappedFile:
     """The datasets of a feature file by name, as read-only arrays. Raises UserError for what is none.
 
     twins: of files that were opened before; one that is laid out alike is opened without HDF5, and others add theirs.
+    on_open: called with the open file and its layout.
     """
 
-    def __init__(self, path: Path, twins: list[Twin] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        twins: list[Twin] | None = None,
+        on_open: Callable[[BinaryIO, Layout], object] = lambda file, layout: None,
+    ) -> None:
         with open_regular(path) as file:
             layout = next(filter(None, (twin.layout_of(file) for twin in twins or ())), None)
             if layout is None:
@@ -35,8 +42,13 @@ class MappedFile:
                     twins += Twin.of(file, layout)
             with writing(path):
                 self._map = _mapped(file.fileno())
+            on_open(file, layout)
         self.layout = layout
         self.arrays: dict[str, Any] = {name: span.view(self._map) for name, span in layout.spans.items()}
+
+    def will_need(self, rows: Array) -> None:
+        """Have the features of some rows read from the disk meanwhile."""
+        self.layout.spans["features"].will_need(self._map, rows)
 
     def let_go(self, rows: Array) -> None:
         """Unmap the pages that were read: they stay in the system's cache, and no longer count as this process's."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
@@ -43,6 +44,16 @@ class Span:
         """The dataset as an array over `buffer`, which holds the whole file."""
         count = (self.end - self.offset) // self.dtype.itemsize
         return np.frombuffer(buffer, self.dtype, count, self.offset).reshape(self.shape)
+
+    def will_need(self, buffer: mmap.mmap, rows: Array) -> None:
+        """Ask the system to read some rows of `buffer` from the disk, without waiting; where it cannot be, nothing."""
+        if not hasattr(mmap, "MADV_WILLNEED"):
+            return
+        with contextlib.suppress(OSError):  # it was a hint
+            for row in rows.tolist():
+                start = self.offset + row * self.row_bytes
+                page = start - start % mmap.PAGESIZE
+                buffer.madvise(mmap.MADV_WILLNEED, page, start + self.row_bytes - page)
 
 
 def _write_at(handle: int, content: memoryview, offset: int) -> int:

@@ -120,6 +120,15 @@ class FeatureStore:
         taken: Array = self.features.take(rows, axis=0, out=out, mode="clip")
         return taken  # "raise" would copy through a buffer
 
+    def will_need(self, rows: Rows) -> None:
+        """Have the features of `rows` read from the disk meanwhile, where the system can be asked to (not Windows)."""
+        self._mapped.will_need(rows)
+
+    def let_go(self, rows: Rows) -> None:
+        """Unmap what was read from the first to the last of `rows`: it no longer counts as this process's memory."""
+        if len(rows):
+            self._mapped.let_go(rows)
+
     def counts(self) -> dict[str, int]:
         """How many rows have each status, by its name."""
         counted = np.bincount(self.status, minlength=len(STATUS_NAMES))
@@ -187,8 +196,8 @@ class FeatureStore:
     def _damaged(self, rows: Rows) -> list[int]:
         return [
             row
-            for row, features in zip(rows.tolist(), self.gather(rows), strict=True)
-            if zlib.crc32(features) != self.crc32[row] or not np.isfinite(features).all()
+            for row, features, crc32 in zip(rows.tolist(), self.gather(rows), self.crc32[rows].tolist(), strict=True)
+            if zlib.crc32(features) != crc32 or not np.isfinite(features).all()
         ]
 
     def in_chunks(self, rows: Rows) -> Iterator[Rows]:
@@ -196,7 +205,7 @@ class FeatureStore:
         size = max(1, CHUNK_BYTES // byte_count(self.shape, self.dtype))
         for start in range(0, len(rows), size):
             yield rows[start : start + size]
-            self._mapped.let_go(rows[start : start + size])
+            self.let_go(rows[start : start + size])
 
     def __reduce__(self) -> tuple[Callable[..., FeatureStore], tuple[Path, int]]:
         return _reopen, (self.path, self._ids_crc32)

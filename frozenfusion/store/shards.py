@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
+from frozenfusion.store.adjoining import Adjoining
 from frozenfusion.store.hdf5 import Layout
 from frozenfusion.store.mapped import MappedFile, Twin
 from frozenfusion.store.plan import read_ids, read_plan, shard_path
@@ -79,6 +80,7 @@ class Joined:
 class MappedShards:
     """The columns of all shards of a folder by name; those of shards that are not there are zeros, and pending.
 
+    Features are one array where each shard's begin and end with a page of memory, else joined when they are read.
     Raises UserError, with the command that mends it, for a shard that is damaged or not the plan's.
     """
 
@@ -88,6 +90,7 @@ class MappedShards:
         self._bounds = np.array(plan.bounds)
         self.layout = Layout({}, plan.ids_crc32, dict(plan.fingerprint), dict(plan.attributes))
         twins: list[Twin] = []
+        self._adjoining = Adjoining.of(plan.bounds, plan.shape, np.dtype(plan.dtype))
         self._files = [self._opened(folder, shard, ids, twins) for shard in plan.shards]
         columns: dict[str, tuple[str, tuple[int, ...]]] = {
             "features": (plan.dtype, plan.shape),
@@ -104,21 +107,42 @@ class MappedShards:
                 for file, of in zip(self._files, map(plan.rows, plan.shards), strict=True)
             ]
             self.arrays[name] = Joined(parts, self._bounds)
+        if self._adjoining is not None:
+            self.arrays["features"] = self._adjoining.array
+
+    def will_need(self, rows: Array) -> None:
+        """Have the features of some rows read from the disk meanwhile."""
+        if self._adjoining is not None:
+            self._adjoining.will_need(rows)
+            return
+        shards = np.searchsorted(self._bounds, rows, side="right") - 1
+        for shard in np.unique(shards).tolist():
+            file = self._files[shard]
+            if file is not None:
+                file.will_need(rows[shards == shard] - self._bounds[shard])
 
     def let_go(self, rows: Array) -> None:
-        """Unmap the pages of those shards that have the rows, which are sorted."""
-        if len(rows):
-            first, last = np.searchsorted(self._bounds, [rows.min(), rows.max()], side="right") - 1
-            for file in self._files[first : last + 1]:
-                if file is not None:
-                    file.let_go(rows)
+        """Unmap the pages of those shards that have rows from the first to the last of some."""
+        if self._adjoining is not None:
+            self._adjoining.let_go(rows)
+        first, last = np.searchsorted(self._bounds, [rows.min(), rows.max()], side="right") - 1
+        for file in self._files[first : last + 1]:
+            if file is not None:
+                file.let_go(rows)
 
     def close(self) -> None:
         """Let go of the files and the arrays."""
         self.arrays.clear()
+        self._leave_apart()
         for file in self._files:
             if file is not None:
                 file.close()
+
+    def _leave_apart(self) -> None:
+        """Read each shard where it is mapped by itself."""
+        if self._adjoining is not None:
+            self._adjoining.close()
+            self._adjoining = None
 
     def _statuses(self) -> Array:
         statuses = np.full(self.plan.n, PENDING, np.uint8)
@@ -132,9 +156,14 @@ class MappedShards:
         path, plan = shard_path(folder, shard), self.plan
         if not path.exists():
             return None
+
+        def place(file: BinaryIO, layout: Layout) -> None:
+            if self._adjoining and not self._adjoining.place(file.fileno(), layout.spans["features"], plan.rows(shard)):
+                self._leave_apart()
+
         mend = f"delete it and run {plan.command(folder)}"
         try:
-            file = MappedFile(path, twins)
+            file = MappedFile(path, twins, place)
         except UserError as error:
             raise UserError(f"{error}: a shard of {folder}: {mend}") from error
         features = file.arrays["features"]

@@ -110,6 +110,12 @@ class _JoinedImages:
         order = np.argsort(np.argsort(of, kind="stable"))  # where each of them came to lie
         return found[torch.from_numpy(order).to(found.device)]
 
+    def will_need(self, places: Rows) -> None:
+        """Have what some rows are made of read from the disk meanwhile."""
+        of = np.searchsorted(self._ends, places, side="right")
+        for i, part in enumerate(self._parts):
+            part.will_need(places[of == i] - (self._ends[i] - len(part.present)))
+
 
 class _SomeImages:
     """Images of which not every pair has a row."""
@@ -126,3 +132,8 @@ class _SomeImages:
         features = some.new_zeros(len(places), *some.shape[1:])
         features[torch.from_numpy(rows >= 0).to(some.device)] = some
         return features
+
+    def will_need(self, places: Rows) -> None:
+        """Have what some rows are made of read from the disk meanwhile."""
+        rows = self._places[places]
+        self._images.will_need(rows[rows >= 0])

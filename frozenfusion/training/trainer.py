@@ -95,7 +95,7 @@ class Trainer:
         right = torch.zeros((), dtype=torch.int64, device=self._device)
         looked, shown = time.monotonic(), {"epoch": f"{number}/{self._config.epochs}"}
         self.model.train()
-        for step, rows in enumerate(batches):
+        for step, rows in enumerate(self._dataset.in_turn(batches, self._train)):
             batch = self._dataset.batch(self._train[rows])
             loss, logits = self._forward(batch, self._outputs)
             first = step - step % self._config.accumulate
@@ -161,7 +161,8 @@ class Trainer:
         self.model.eval()
         total = 0.0
         predictions, labels = [], []
-        for rows in batches_in_order_of_length(self._dataset.lengths[self._val], VALIDATION_BATCH_SIZE):
+        parts = batches_in_order_of_length(self._dataset.lengths[self._val], VALIDATION_BATCH_SIZE)
+        for rows in self._dataset.in_turn(parts, self._val):
             batch = self._dataset.batch(self._val[rows])
             loss, logits = self._forward(batch, self.model.outputs)
             total += float(loss) * len(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,47 @@ def test_pooled_features_are_the_mean_over_the_regions(
     assert found.numpy() == pytest.approx(np.stack([store.features[row].mean(axis=0) for row in (9, 3, 0)]), abs=1e-6)
     vectors = FeatureStore(tiny.make_store(tmp_path / "vectors.h5", 24))
     assert FeatureRows(vectors, np.arange(24), pooled=True)[np.array([2])][0].tolist() == vectors.features[2].tolist()
+
+
+def test_rows_of_large_files_are_asked_for_before_they_are_read(
+    folder: Path, pairs: Pairs, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(FeatureStore, "will_need", lambda _, rows: asked.extend(rows.tolist()))
+    some = np.random.default_rng(0).permutation(len(pairs))
+    parts = np.array_split(np.random.default_rng(1).permutation(len(pairs)), 20)
+    small = dataset_of(folder, pairs, pairs.ids, store)
+    expected = [small.batch(some[part]) for part in small.in_turn(parts, some)]
+    assert not asked
+    monkeypatch.setattr(tensors, "HELD_BYTES", 0)
+    monkeypatch.setattr(tensors, "MAPPED_BYTES", 0)  # let go of after each batch
+    large = dataset_of(folder, pairs, pairs.ids, store)
+    for part, same in zip(large.in_turn(parts, some), expected, strict=True):
+        assert set(some[part]) <= set(asked)
+        assert large.batch(some[part]).image.equal(same.image)
+    assert sorted(asked) == list(range(len(pairs)))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_memory_does_not_grow_with_the_rows_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    n = 4_096
+    with StoreWriter.create(tmp_path / "large.h5", [f"{i:04}" for i in range(n)], (2_048,), "float32", {}) as writer:
+        writer.write(
+            np.arange(n), np.ones((n, 2_048), np.float32), np.zeros((n, 16), np.uint8), np.zeros((n, 2), np.int64)
+        )
+    monkeypatch.setattr(tensors, "HELD_BYTES", 0)
+    monkeypatch.setattr(tensors, "MAPPED_BYTES", 0)
+    images = FeatureRows(FeatureStore(tmp_path / "large.h5"), np.arange(n))
+    before, most = mapped_bytes(), 0
+    for places in np.random.default_rng(0).permutation(n).reshape(-1, 32):
+        assert images[places].eq(1).all()
+        most = max(most, mapped_bytes() - before)
+    assert most < n * 8_192 / 8
+
+
+def mapped_bytes() -> int:
+    """Pages of files that this process has in memory."""
+    return 1024 * int(Path("/proc/self/status").read_text().partition("RssFile:")[2].split()[0])
 
 
 @pytest.mark.parametrize("held_bytes", [2**30, 0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import pickle
 import shutil
 import zlib
@@ -111,6 +112,70 @@ def test_it_is_indexed_as_an_array_is(folder: Path, whole: FeatureStore):
     for rows in ([N], [-1]):
         with pytest.raises(IndexError):
             store.gather(rows)
+
+
+PAGES = (64, 64)  # of float32: a row is a whole page of any machine but those of 64 KiB
+
+
+@pytest.fixture(params=["side by side", "one of an older layout", "a system that cannot"])
+def paged(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Path, FeatureStore, bool]:
+    """A folder whose shards are whole pages, the same rows in one file, and whether they are read as one array."""
+    folder = tmp_path / "paged"
+    folder.mkdir()
+    plan = write_plan(folder, replace(plan_of(), shape=PAGES), encode_ids(IDS))
+    for shard in plan.shards:
+        if (request.param, shard) == ("one of an older layout", 2):
+            monkeypatch.setattr("frozenfusion.store.hdf5._PAGES", 64)
+        fill(shard_path(folder, shard), IDS[plan.rows(shard)], PAGES)
+    if request.param == "a system that cannot":
+        monkeypatch.setattr("frozenfusion.store.adjoining._system_mmap", None)
+    one_array = request.param == "side by side" and mmap.PAGESIZE <= 2**14
+    return folder, FeatureStore(fill(tmp_path / "paged.h5", IDS, PAGES)), one_array
+
+
+def test_shards_of_whole_pages_are_one_array(paged: tuple[Path, FeatureStore, bool]):
+    folder, whole, one_array = paged
+    store = FeatureStore(folder)
+    assert isinstance(store.features, np.ndarray) == one_array
+    rows = np.array([22, 4, 5, 4, 0, 19])
+    store.will_need(rows)
+    for _ in range(2):
+        assert np.array_equal(store.gather(rows), whole.gather(rows))
+        assert np.array_equal(store.features, whole.features)
+        store.let_go(rows)
+    for wrong in ([N], [-1]):
+        with pytest.raises(IndexError):
+            store.gather(wrong)
+    if one_array:
+        with pytest.raises(ValueError, match="read-only"):
+            store.features[3] = 0
+    kept = store.features[20:]
+    store.close()
+    assert np.array_equal(kept, whole.features[20:])
+
+
+def test_whole_pages_that_are_not_there_yet_read_as_zeros(paged: tuple[Path, FeatureStore, bool]):
+    folder, whole, _ = paged
+    for shard in (0, 4):
+        shard_path(folder, shard).unlink()
+    store = FeatureStore(folder)
+    store.will_need(np.array([0, 6]))
+    assert not store.gather([*range(5), 20, 21, 22]).any()
+    assert np.array_equal(store.gather(range(5, 20)), whole.gather(range(5, 20)))
+    store.let_go(np.arange(N))
+    assert np.array_equal(store.gather([4, 12]), [0 * whole.features[4], whole.features[12]])
+
+
+def test_rows_written_again_are_seen_side_by_side(paged: tuple[Path, FeatureStore, bool]):
+    folder, whole, _ = paged
+    store = FeatureStore(folder)
+    with StoreWriter.open(shard_path(folder, 1), MADE_BY) as writer:
+        writer.reset([3])
+        writer.write([3], np.ones((1, *PAGES)), [b"1" * 16], [(1, 1)])
+    assert (store.gather([8]) == 1).all()
+    assert np.array_equal(store.gather([6, 9]), whole.gather([6, 9]))
 
 
 def test_shards_that_are_not_there_yet_are_pending_rows(folder: Path, whole: FeatureStore):
