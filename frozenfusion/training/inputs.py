@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from frozenfusion.text.pooling import AUTO, POOLER
 from frozenfusion.text.tokens import TokenizedTexts, load_tokenizer, tokenize
 from frozenfusion.text.vectors import WordVectors
 from frozenfusion.text.words import vocabulary, word_tokenizer
+from frozenfusion.training import distributed
 from frozenfusion.training.config import TrainConfig
 from frozenfusion.training.more import MorePairs, Source, joined
 from frozenfusion.training.options import effective, options_for, refuse_meaningless, supported
@@ -250,7 +251,8 @@ class TrainingInputs:
 
     def _cached_texts(self, pool: str) -> CachedTexts:
         if pool not in self._cached:
-            self._cached[pool] = cached_texts(
+            make = partial(
+                cached_texts,
                 self._frozen_encoder,
                 self._texts,
                 self.ids,
@@ -260,6 +262,7 @@ class TrainingInputs:
                 autocast=self.autocast,
                 pool=pool,
             )
+            self._cached[pool] = distributed.first_alone(make)
         return self._cached[pool]
 
 

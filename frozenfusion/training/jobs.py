@@ -8,9 +8,11 @@ import traceback
 from collections.abc import Callable
 
 from frozenfusion.model.run_folder import RunFolder
+from frozenfusion.training import distributed
 from frozenfusion.training.config import TrainConfig
 from frozenfusion.training.inputs import TrainingInputs
 from frozenfusion.training.run import train_run
+from frozenfusion.training.trainer import Diverged
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.messages import one_line
 from frozenfusion.utils.progress import Progress, log
@@ -57,10 +59,15 @@ Outcome = Failure | None  # None where the run is finished
 
 
 def train_job(inputs: TrainingInputs, job: Job, progress: Callable[..., Progress] = Progress) -> Outcome:
-    """Train one run, or resume it; `progress` makes what is told how far it is."""
+    """Train one run, or resume it; `progress` makes what is told how far it is.
+
+    Of several processes all find the same loss, and go on after one that is not finite; other errors end them all.
+    """
     try:
-        job.folder.check_free()
+        distributed.by_first(job.folder.check_free)
         train_run(inputs, job.head, job.config, job.folder, talk=False, progress=progress)
     except Exception as error:
+        if distributed.world() > 1 and not isinstance(error, Diverged):
+            raise
         return Failure.of(error)
     return None

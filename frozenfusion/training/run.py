@@ -25,6 +25,7 @@ from frozenfusion.model.saving import save_setup, save_weights
 from frozenfusion.store.reader import FeatureStore, as_store
 from frozenfusion.text.choices import OPTIONS
 from frozenfusion.text.pooling import POOLER
+from frozenfusion.training import distributed
 from frozenfusion.training.checkpoint import (
     HEAD_OPTIONS,
     TEXT_POOL,
@@ -42,6 +43,7 @@ from frozenfusion.training.options import effective, meaningless
 from frozenfusion.training.origin import (
     FROZEN_WEIGHTS,
     PAIRS,
+    PROCESSES,
     TEXT_ENCODER,
     VOCABULARY,
     as_flag,
@@ -116,7 +118,7 @@ def train(
     config = config_of(TrainConfig, config)
     head_class(head)
     folder = RunFolder(Path(run) if run is not None else default_folder(head))
-    folder.check_free()
+    distributed.by_first(folder.check_free)
     return train_run(TrainingInputs(pairs, as_store(features), config, [head], split), head, config, folder)
 
 
@@ -131,12 +133,13 @@ def train_run(
 ) -> TrainedRun:
     """What `train` does, on inputs that several runs may share; `talk` prints a line per epoch.
 
-    `progress` makes what is told how far the training is.
+    `progress` makes what is told how far the training is. Of several processes the first one writes, and tells the
+    others how far the run is.
     """
-    with WriterLock(folder.checkpoint) as lock:
-        folder.sweep_up()
-        state = _state(folder, config, inputs, head)
-        lost = _lost_files(folder, state, config, inputs, head)
+    distributed.require_same([inputs.digest, dict(inputs.store.fingerprint)], "the pairs or their features")
+    talk &= distributed.rank() == 0
+    with distributed.lock_of_first(folder.checkpoint) as lock:
+        state, lost = distributed.by_first(lambda: _found(folder, config, inputs, head))
         if lost:
             log.info("%s: not there any more, restored from the checkpoint", first_few([str(path) for path in lost]))
         elif lost is not None:
@@ -144,8 +147,9 @@ def train_run(
                 more = "epochs" if state.epochs >= config.epochs else "patience"
                 done = f"finished, %d epochs: nothing to do (a higher `{more}` resumes it)"
                 log.info(f"%s: {done}", folder.path, state.epochs)
-            return read_run(folder)
-        lock.require()
+            return distributed.by_first(lambda: read_run(folder))
+        if lock is not None:
+            lock.require()
         try:
             return _run(folder, state, config, inputs, head, talk, progress)
         except (RuntimeError, MemoryError) as error:
@@ -156,6 +160,15 @@ def train_run(
                 told = f"this machine cannot compile the model ({first_line(error)})"
                 raise UserError(f"`compile=True`: {told}: leave it out") from error
             raise
+
+
+def _found(
+    folder: RunFolder, config: TrainConfig, inputs: TrainingInputs, head: str
+) -> tuple[State, list[Path] | None]:
+    """How far the run is, and what it lacks if it is finished."""
+    folder.sweep_up()
+    state = _state(folder, config, inputs, head)
+    return state, _lost_files(folder, state, config, inputs, head)
 
 
 def finished_run(inputs: TrainingInputs, head: str, config: TrainConfig, folder: RunFolder) -> TrainedRun | None:
@@ -232,6 +245,7 @@ def _run(
         refuse_changes(folder, state, fixed)
     elif encoder is not None:
         fixed[TEXT_POOL] = inputs.text_pool
+    _note_processes(folder, state)
     state.made_from = {**state.made_from, **fixed}
     pool = POOLER if encoder is None else state.made_from[TEXT_POOL]
     model_config = dataclasses.replace(inputs.model_config(head, pool, config), text_encoder=named)
@@ -253,14 +267,26 @@ def _run(
     if talk:
         introduce(inputs, model)
     options = {**_as_json(inputs, config, head, folder), "text_pool": state.made_from[TEXT_POOL]}
-    save_setup(model, folder, share=inputs.share, options=options)
-    inputs.split.save(folder.file("split.json"))
+    if distributed.rank() == 0:
+        save_setup(model, folder, share=inputs.share, options=options)
+        inputs.split.save(folder.file("split.json"))
     if encoder is not None:
         inputs.share = folder
     done, pairs = state.epochs, len(inputs.train)
     with progress(config.epochs * pairs, "pairs", folder.path.name, done * pairs) as told:
         _epochs(folder, state, config, trainer, told, talk)
-    return _finish(folder, state, model, config.seed)
+    return distributed.by_first(lambda: _finish(folder, state, model, config.seed))
+
+
+def _note_processes(folder: RunFolder, state: State) -> None:
+    """Have the checkpoint say how many processes train, and warn where other epochs had another number."""
+    before, now = state.made_from.get(PROCESSES, 1), distributed.world()
+    if state.epochs and before != now:
+        log.warning(
+            "%s: begun by %d process(es), goes on by %d: what comes out is close to what either makes alone, not equal",
+            *(folder.path, before, now),
+        )
+    state.made_from = {**state.made_from, **({PROCESSES: now} if before != now else {})}
 
 
 def _epochs(
@@ -268,12 +294,13 @@ def _epochs(
 ) -> None:
     while not state.ended(config):
         number = state.epochs + 1
-        line = trainer.epoch(number, progress)
+        line = distributed.from_first(trainer.epoch(number, progress))
         state.history.append(line)
-        with held_back():
-            if number % config.save_every == 0:
-                save_weights(trainer.model, folder.numbered(number))
-            commit(folder, state, trainer.model, trainer.optimizer)
+        if distributed.rank() == 0:
+            with held_back():
+                if number % config.save_every == 0:
+                    save_weights(trainer.model, folder.numbered(number))
+                commit(folder, state, trainer.model, trainer.optimizer)
         if talk:
             log.info(epoch_line(line, config.epochs, best=state.best == number))
     if talk and state.epochs < config.epochs:
