@@ -74,8 +74,8 @@ def unfailing_streams() -> Iterator[Stream]:
 def with_one_voice(work: Callable[[], int], rank: int) -> int:
     """The exit status of `work`, which several processes do, and of which that of rank 0 alone is to be heard.
 
-    An error is the first one's to tell. When it has ended, so does the launcher end this one; where that does not
-    happen, the last words of this one are printed after all.
+    An error that all of them meet is the first one's to tell. When it has ended, so does the launcher end this one;
+    where that does not happen, the last words of this one are printed after all.
     """
     if rank == 0:
         return work()

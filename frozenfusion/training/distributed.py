@@ -24,6 +24,7 @@ from frozenfusion.store.reader import Rows
 from frozenfusion.utils import launched
 from frozenfusion.utils.device import choose_device
 from frozenfusion.utils.errors import UserError
+from frozenfusion.utils.interrupts import pass_over_signals
 from frozenfusion.utils.locks import WriterLock
 from frozenfusion.utils.messages import first_line
 from frozenfusion.utils.progress import log
@@ -54,7 +55,7 @@ def world() -> int:
 def joined() -> Iterator[None]:
     """Join the processes that torchrun has started for the block; nothing where it has started no others.
 
-    What goes wrong in any of them ends all, and the first one says it.
+    What goes wrong in any of them ends all, and the first one raises it: the others end without a word.
     """
     if launched.world_size() == 1:
         yield
@@ -69,15 +70,18 @@ def joined() -> Iterator[None]:
     dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=PATIENCE)
     try:
         yield
-    except PeerLost as error:
-        raise (_reason(store) if number == 0 else None) or error from error
-    except Exception as error:
-        trace = "" if isinstance(error, UserError) else traceback.format_exc()
-        told = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
-        store.set(_FAILED, json.dumps([f"{told} (process {number} of {count})", trace]))
-        raise
+    except BaseException as error:
+        if number:
+            _leave_word(store, error, number)
+            raise SystemExit(UserError.exit_status) from error
+        # torchrun ends this process as soon as another has ended, perhaps before that was noticed here
+        pass_over_signals()
+        reason = _reason(store) if isinstance(error, PeerLost | KeyboardInterrupt) else None
+        if reason is None:
+            raise
+        raise reason from error
     finally:
-        dist.destroy_process_group()  # on which the others stop to wait for this one
+        dist.destroy_process_group()
 
 
 def from_first(value: Value) -> Value:
@@ -178,9 +182,18 @@ def _lost() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise PeerLost(
-            f"another process of the training ended ({first_line(error)}): finished epochs are kept, the same command "
-            "resumes them"
+            "another process of the training ended, or its machine: finished epochs are kept, the same command resumes"
         ) from error
+
+
+def _leave_word(store: Any, error: BaseException, number: int) -> None:
+    """Write down why this process ends, unless another, or a signal, ended it."""
+    if isinstance(error, PeerLost) or not isinstance(error, Exception):
+        return
+    trace = "" if isinstance(error, UserError) else traceback.format_exc()
+    told = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
+    with contextlib.suppress(RuntimeError):  # whoever keeps the store is gone
+        store.set(_FAILED, json.dumps([f"{told} (process {number})", trace]))
 
 
 def _reason(store: Any) -> UserError | None:
@@ -189,7 +202,7 @@ def _reason(store: Any) -> UserError | None:
         if not store.check([_FAILED]):
             return None
         told, trace = json.loads(store.get(_FAILED))
-    except RuntimeError:  # whoever keeps the store is gone as well
+    except RuntimeError:
         return None
     if trace:
         log.error("%s", trace)

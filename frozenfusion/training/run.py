@@ -19,37 +19,31 @@ from frozenfusion.data.splits import Split
 from frozenfusion.fusion.registry import head_class
 from frozenfusion.model.classifier import PairClassifier, build_model
 from frozenfusion.model.network import count_parameters
-from frozenfusion.model.recipe import RECIPE
 from frozenfusion.model.run_folder import RESTORED, RunFolder
 from frozenfusion.model.saving import save_setup, save_weights
 from frozenfusion.store.reader import FeatureStore, as_store
-from frozenfusion.text.choices import OPTIONS
 from frozenfusion.text.pooling import POOLER
 from frozenfusion.training import distributed
 from frozenfusion.training.checkpoint import (
-    HEAD_OPTIONS,
     TEXT_POOL,
     State,
     commit,
     finish,
-    read_state,
     restore,
     write_metrics,
 )
 from frozenfusion.training.config import TrainConfig
 from frozenfusion.training.inputs import TrainingInputs
 from frozenfusion.training.messages import epoch_line, introduce
-from frozenfusion.training.options import effective, meaningless
+from frozenfusion.training.options import effective
 from frozenfusion.training.origin import (
     FROZEN_WEIGHTS,
-    PAIRS,
-    PROCESSES,
     TEXT_ENCODER,
     VOCABULARY,
-    as_flag,
     refuse_changes,
 )
 from frozenfusion.training.plots import plot_curves, plot_learning_rate
+from frozenfusion.training.resuming import found_run, note_processes
 from frozenfusion.training.trainer import Trainer
 from frozenfusion.utils.checks import config_of
 from frozenfusion.utils.device import is_out_of_memory
@@ -139,7 +133,8 @@ def train_run(
     distributed.require_same([inputs.digest, dict(inputs.store.fingerprint)], "the pairs or their features")
     talk &= distributed.rank() == 0
     with distributed.lock_of_first(folder.checkpoint) as lock:
-        state, lost = distributed.by_first(lambda: _found(folder, config, inputs, head))
+        distributed.by_first(folder.sweep_up)
+        state, lost = distributed.by_first(lambda: found_run(folder, config, inputs, head))
         if lost:
             log.info("%s: not there any more, restored from the checkpoint", first_few([str(path) for path in lost]))
         elif lost is not None:
@@ -162,30 +157,13 @@ def train_run(
             raise
 
 
-def _found(
-    folder: RunFolder, config: TrainConfig, inputs: TrainingInputs, head: str
-) -> tuple[State, list[Path] | None]:
-    """How far the run is, and what it lacks if it is finished."""
-    folder.sweep_up()
-    state = _state(folder, config, inputs, head)
-    return state, _lost_files(folder, state, config, inputs, head)
-
-
 def finished_run(inputs: TrainingInputs, head: str, config: TrainConfig, folder: RunFolder) -> TrainedRun | None:
     """What came out of a run that `train_run` would find finished, or None. Raises UserError as that does."""
     if not folder.exists:
         return None
     with WriterLock(folder.checkpoint):
-        state = _state(folder, config, inputs, head)
-        return read_run(folder) if _lost_files(folder, state, config, inputs, head) == [] else None
-
-
-def _lost_files(
-    folder: RunFolder, state: State, config: TrainConfig, inputs: TrainingInputs, head: str
-) -> list[Path] | None:
-    """What a finished run lacks; None where the training has not ended."""
-    finished = state.ended(config) and folder.is_finished(state.epochs)
-    return folder.lost_files(inputs.model_config(head)) if finished else None
+        _, lost = found_run(folder, config, inputs, head)
+        return read_run(folder) if lost == [] else None
 
 
 def default_folder(head: str) -> Path:
@@ -200,30 +178,6 @@ def read_run(folder: RunFolder) -> TrainedRun:
     if not names <= values.keys():
         raise UserError(f"{folder.summary_file}: not the summary of a run: remove it: {RESTORED}")
     return TrainedRun(folder=folder.path, **{name: values[name] for name in names})
-
-
-def _state(folder: RunFolder, config: TrainConfig, inputs: TrainingInputs, head: str) -> State:
-    """How far the run is. Raises UserError where `resume` or an option that changed since forbids to resume."""
-    kind = head_class(head)
-    fixed = [name for name in RECIPE if name not in {"epochs", "patience", "head_options", *meaningless(kind)}]
-    fixed += OPTIONS if config.is_recurrent else ()
-    made_from = {
-        "--fusion": head,
-        "--seed": config.seed,
-        **{as_flag(name): getattr(config, name) for name in fixed},
-        HEAD_OPTIONS: dict(effective(config, kind).head_options),
-        "image features": dict(inputs.store.fingerprint),
-        PAIRS: inputs.digest,
-    }
-    if config.resume == "never" and folder.exists:
-        raise UserError(f"{folder.path}: holds a training, and `resume=never` keeps off those: choose another `run`")
-    state = read_state(folder)
-    if state is None:
-        if config.resume == "always":
-            raise UserError(f"{folder.path}: no training to resume, and `resume=always` asks for one: check `run`")
-        return State(made_from)
-    refuse_changes(folder, state, made_from)
-    return state
 
 
 def _run(
@@ -245,7 +199,7 @@ def _run(
         refuse_changes(folder, state, fixed)
     elif encoder is not None:
         fixed[TEXT_POOL] = inputs.text_pool
-    _note_processes(folder, state)
+    note_processes(folder, state)
     state.made_from = {**state.made_from, **fixed}
     pool = POOLER if encoder is None else state.made_from[TEXT_POOL]
     model_config = dataclasses.replace(inputs.model_config(head, pool, config), text_encoder=named)
@@ -276,17 +230,6 @@ def _run(
     with progress(config.epochs * pairs, "pairs", folder.path.name, done * pairs) as told:
         _epochs(folder, state, config, trainer, told, talk)
     return distributed.by_first(lambda: _finish(folder, state, model, config.seed))
-
-
-def _note_processes(folder: RunFolder, state: State) -> None:
-    """Have the checkpoint say how many processes train, and warn where other epochs had another number."""
-    before, now = state.made_from.get(PROCESSES, 1), distributed.world()
-    if state.epochs and before != now:
-        log.warning(
-            "%s: begun by %d process(es), goes on by %d: what comes out is close to what either makes alone, not equal",
-            *(folder.path, before, now),
-        )
-    state.made_from = {**state.made_from, **({PROCESSES: now} if before != now else {})}
 
 
 def _epochs(
