@@ -258,7 +258,8 @@ def _from_config(
             words = _words(value, f"{path}: {key}")
             if any(word.startswith("--") for word in words):
                 raise UsageError(f"{path}: {key}: {words[0]!r} looks like a flag: give its value alone")
-            flags += [known[name], *words]
+            each = [[word] for word in words] if name == "track" else [words]  # which is given for each of them
+            flags += [word for some in each for word in (known[name], *some)]
     try:
         default = _tyro(grouped, [*(given or ["-"]), *flags], command)
     except UsageError as error:

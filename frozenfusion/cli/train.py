@@ -35,7 +35,7 @@ class TrainOptions(DataOptions, TrainConfig, JointConfig):
     """Stage two: fine-tune the text encoder and a fusion head against the cached image features."""
 
     groups: ClassVar[Groups] = {
-        "files": ("cache", "run", "text_cache", "no_follow_links"),
+        "files": ("cache", "run", "text_cache", "track", "no_follow_links"),
         "model": (
             *("fusion", "alpha", "head_option"),
             *("text_encoder", "text_weights", "text_pool", "freeze_text", "max_length"),
@@ -74,6 +74,8 @@ class TrainOptions(DataOptions, TrainConfig, JointConfig):
 
     head_option: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """NAME=VALUE, an option of the fusion head's own, as in layers=4; may be given several times"""
+
+    track: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
 
     seeds: tuple[int, ...] = ()
     """repeat training with each of these seeds, on the split that --seed makes"""

@@ -31,6 +31,7 @@ from frozenfusion.training.config import TrainConfig
 from frozenfusion.training.more import MorePairs, Source, joined
 from frozenfusion.training.options import effective, options_for, refuse_meaningless, supported
 from frozenfusion.training.recurrent import recurrent_encoder, word_vectors
+from frozenfusion.training.trackers import tracker_class
 from frozenfusion.utils.device import autocast_type, choose_device
 from frozenfusion.utils.errors import UsageError, UserError
 from frozenfusion.utils.messages import first_few
@@ -77,6 +78,8 @@ class TrainingInputs:
             raise UsageError(
                 "`patience` needs a validation part, and there is none: leave it out, or raise `val_fraction`"
             )
+        for name in config.track:
+            tracker_class(name)  # which checks that it is there
         for head in self.heads:
             self.model_config(head)  # which checks what the head was given, before anything is written
 

@@ -44,6 +44,7 @@ from frozenfusion.training.origin import (
 )
 from frozenfusion.training.plots import plot_curves, plot_learning_rate
 from frozenfusion.training.resuming import found_run, note_processes
+from frozenfusion.training.trackers import Trackers
 from frozenfusion.training.trainer import Trainer
 from frozenfusion.utils.checks import config_of
 from frozenfusion.utils.device import is_out_of_memory
@@ -227,13 +228,23 @@ def _run(
     if encoder is not None:
         inputs.share = folder
     done, pairs = state.epochs, len(inputs.train)
-    with progress(config.epochs * pairs, "pairs", folder.path.name, done * pairs) as told:
-        _epochs(folder, state, config, trainer, told, talk)
-    return distributed.by_first(lambda: _finish(folder, state, model, config.seed))
+    track = config.track if distributed.rank() == 0 else ()
+    with Trackers(track, folder.path, options, state.history) as trackers:
+        with progress(config.epochs * pairs, "pairs", folder.path.name, done * pairs) as told:
+            _epochs(folder, state, config, trainer, told, trackers, talk)
+        run = distributed.by_first(lambda: _finish(folder, state, model, config.seed))
+        trackers.finish(_summary(run))
+    return run
 
 
 def _epochs(
-    folder: RunFolder, state: State, config: TrainConfig, trainer: Trainer, progress: Progress, talk: bool
+    folder: RunFolder,
+    state: State,
+    config: TrainConfig,
+    trainer: Trainer,
+    progress: Progress,
+    trackers: Trackers,
+    talk: bool,
 ) -> None:
     while not state.ended(config):
         number = state.epochs + 1
@@ -244,6 +255,7 @@ def _epochs(
                 if number % config.save_every == 0:
                     save_weights(trainer.model, folder.numbered(number))
                 commit(folder, state, trainer.model, trainer.optimizer)
+        trackers.log(line)
         if talk:
             log.info(epoch_line(line, config.epochs, best=state.best == number))
     if talk and state.epochs < config.epochs:
@@ -268,10 +280,12 @@ def _finish(folder: RunFolder, state: State, model: PairClassifier, seed: int) -
     if not folder.figures_only:
         plot_learning_rate(state.history, folder.file("learning_rate.png"))
         plot_curves(state.history, folder.file("curves.png"))
-    summary = dataclasses.asdict(run)
-    del summary["folder"]
-    finish(folder, state, model, summary)
+    finish(folder, state, model, _summary(run))
     return run
+
+
+def _summary(run: TrainedRun) -> dict[str, Any]:
+    return {name: value for name, value in dataclasses.asdict(run).items() if name != "folder"}
 
 
 def _as_json(inputs: TrainingInputs, config: TrainConfig, head: str, folder: RunFolder) -> dict[str, Any]:

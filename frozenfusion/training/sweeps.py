@@ -25,6 +25,7 @@ from frozenfusion.training.job_processes import train_in_processes
 from frozenfusion.training.jobs import Failure, Job, Outcome, train_job
 from frozenfusion.training.messages import seconds
 from frozenfusion.training.run import TrainedRun, finished_run, read_run
+from frozenfusion.training.trackers import tracker_class
 from frozenfusion.utils.checks import config_of
 from frozenfusion.utils.device import usable_cores
 from frozenfusion.utils.errors import UsageError, UserError
@@ -140,7 +141,9 @@ def _train(
 ) -> Generator[tuple[int, Outcome], None, None]:
     """The key of each job as soon as it ended, and how."""
     count = min(len(jobs), _worth(inputs, jobs.values()) if at_once == "auto" else at_once)
-    strange = [job.head for job in jobs.values() if head_class(job.head).__module__ == "__main__"]
+    kinds: dict[str, type] = {job.head: head_class(job.head) for job in jobs.values()}
+    kinds |= {name: tracker_class(name) for name in inputs.config.track}
+    strange = [name for name, kind in kinds.items() if kind.__module__ == "__main__"]
     if distributed.world() > 1:  # which train each together
         count = 1
     if count > 1 and strange:
