@@ -218,6 +218,8 @@ class MLflow(Tracker):
         self._client, self._name = MlflowClient(), run.name
         self._id = run.identity(partial(self._new_run, run))
         self._client.update_run(self._id, "RUNNING")
+        known = self._client.get_metric_history(self._id, "seconds")
+        self._last = max((metric.step for metric in known), default=0)
 
     def _new_run(self, run: TrackedRun) -> str:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
@@ -231,6 +233,8 @@ class MLflow(Tracker):
     def log(self, epoch: int, figures: Figures) -> None:
         from mlflow.entities import Metric
 
+        if epoch <= self._last:  # it would keep both
+            return
         now = int(time.time() * 1000)
         self._client.log_batch(self._id, [Metric(name, float(value), now, epoch) for name, value in figures.items()])
 
@@ -252,13 +256,14 @@ class Trackio(Tracker):
         import trackio
 
         name = f"{run.name}-{run.identity()[:8]}"  # by which it knows a run
-        self._run = trackio.init(project=PROJECT, name=name, config=dict(run.options), resume="allow")
+        self._trackio = trackio
+        trackio.init(project=PROJECT, name=name, config=dict(run.options), resume="allow")
 
     def log(self, epoch: int, figures: Figures) -> None:
-        self._run.log(dict(figures), step=epoch)
+        self._trackio.log(dict(figures), step=epoch)
 
     def close(self, *, finished: bool) -> None:
-        self._run.finish()
+        self._trackio.finish()
 
 
 def _as_markdown(values: Figures) -> str:
