@@ -37,12 +37,13 @@ class Launch:
 
     def end(self) -> list[int | None]:
         """Wait until all have ended, and the exit status of each; where one fails the others are told to end."""
-        last = time.monotonic() + SECONDS
+        last, told = time.monotonic() + SECONDS, False
         while any(process.is_alive() for process in self.processes):
             assert time.monotonic() < last, "the processes hang"
-            if any(process.exitcode for process in self.processes):
-                time.sleep(0.1)
+            if not told and any(process.exitcode for process in self.processes):
+                time.sleep(0.1)  # as often as torchrun looks
                 self.signal(signal.SIGTERM)
+                told = True
             time.sleep(0.02)
         return [process.exitcode for process in self.processes]
 

@@ -90,8 +90,8 @@ def tune(
         lambda: {head: _trial_jobs(inputs, head, plan[head], config, folder / TRIALS) for head in inputs.heads}
     )
     every = [job for of in tried.values() for job in of]
-    final = jobs_of(inputs.heads, seeds, config, folder)
-    distributed.by_first(lambda: check_resume(folder, [*every, *final], config.resume))
+    begun = [*every, *jobs_of(inputs.heads, seeds, config, folder)]
+    distributed.by_first(lambda: check_resume(folder, begun, config.resume))
     _train_trials(inputs, every, folder / TRIALS, jobs)
     tunings = distributed.by_first(
         lambda: {head: _tuning(plan[head], tried[head], config.epochs) for head in inputs.heads}

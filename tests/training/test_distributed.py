@@ -20,12 +20,15 @@ from conftest import ROOT
 from several import Launch
 
 import frozenfusion as ff
+from frozenfusion.cli import evaluate as evaluate_command
 from frozenfusion.cli import train as train_command
 from frozenfusion.model.classifier import build_model
 from frozenfusion.model.run_folder import RunFolder
 from frozenfusion.training import distributed
 from frozenfusion.training.checkpoint import read_state
 from frozenfusion.training.trainer import Trainer
+from frozenfusion.utils import launched
+from frozenfusion.utils.device import choose_device
 from frozenfusion.utils.progress import Progress
 
 # Batches of 4 of 30 pairs: the last has 2, fewer than three processes. What is drawn per process is left out.
@@ -216,3 +219,23 @@ def test_torchrun_and_ctrl_c(options: tiny.Training, tmp_path: Path) -> None:
     assert state is not None
     assert state.made_from["processes"] == 2
     assert not list(tmp_path.rglob("*.lock"))
+
+
+def test_a_process_of_torchrun_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": 1, "LOCAL_RANK": 1, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, str(value))
+    assert launched.world_size() == 1  # of whom it is not told where to meet
+    monkeypatch.setenv("MASTER_PORT", "1")
+    assert (launched.rank(), launched.local_rank(), launched.world_size()) == (1, 1, 2)
+    assert choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(ff.UsageError, match=r"`device=cuda:0`: each process of torchrun has a GPU of its own"):
+        choose_device("cuda:0")
+
+
+def test_an_evaluation_is_one_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, value in {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    assert evaluate_command.main(["run", "data"], "evaluate.py") == 2
+    assert capsys.readouterr().err == (
+        "error: an evaluation is one process, on one GPU: start evaluate.py without torchrun\n"
+    )
