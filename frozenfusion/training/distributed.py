@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from frozenfusion.store.reader import Rows
 from frozenfusion.utils import launched
 from frozenfusion.utils.device import choose_device
-from frozenfusion.utils.errors import UserError
+from frozenfusion.utils.errors import UsageError, UserError
 from frozenfusion.utils.interrupts import pass_over_signals
 from frozenfusion.utils.locks import WriterLock
 from frozenfusion.utils.messages import first_line
@@ -193,7 +193,7 @@ def _leave_word(store: Any, error: BaseException, number: int) -> None:
     trace = "" if isinstance(error, UserError) else traceback.format_exc()
     told = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
     with contextlib.suppress(RuntimeError):  # whoever keeps the store is gone
-        store.set(_FAILED, json.dumps([f"{told} (process {number})", trace]))
+        store.set(_FAILED, json.dumps([f"{told} (process {number})", trace, isinstance(error, UsageError)]))
 
 
 def _reason(store: Any) -> UserError | None:
@@ -201,9 +201,9 @@ def _reason(store: Any) -> UserError | None:
     try:
         if not store.check([_FAILED]):
             return None
-        told, trace = json.loads(store.get(_FAILED))
+        told, trace, is_usage = json.loads(store.get(_FAILED))
     except RuntimeError:
         return None
     if trace:
         log.error("%s", trace)
-    return UserError(told)
+    return (UsageError if is_usage else UserError)(told)

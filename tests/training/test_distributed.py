@@ -105,7 +105,7 @@ def test_a_lost_process_ends_all_and_what_is_resumed_equals_what_nobody_stopped(
     wait_for(endless.run / "checkpoint.safetensors")
     launch.processes[1].kill()
     statuses, (first, second) = launch.end(), launch.said()
-    assert statuses[0] in (1, 143)
+    assert 0 not in statuses
     assert first.count("error: ") + first.count("terminated: ") == 1
     assert "the same command resumes" in first
     assert "Traceback" not in first + second
@@ -159,7 +159,7 @@ def test_the_first_process_tells_what_went_wrong_in_another(options: tiny.Traini
     plugin.write_text(textwrap.dedent(UNLUCKY_HEAD.format(error=error)))
     unlucky = options.but(run=tmp_path / "run", fusion=("unlucky",))
     launch = Launch(2, tmp_path / "out", command, unlucky, "--import", str(plugin))
-    assert launch.end() == [1, 1]
+    assert 0 not in launch.end()
     first, second = launch.said()
     assert first.rstrip().endswith("no luck (process 1)")
     assert first.count("Traceback") == (0 if "UserError" in error else 1)
@@ -169,7 +169,7 @@ def test_the_first_process_tells_what_went_wrong_in_another(options: tiny.Traini
 def test_a_mistake_of_all_is_told_once(options: tiny.Training, tmp_path: Path) -> None:
     launch = Launch(2, tmp_path / "out", command, options.but(run=tmp_path / "run"), "--jobs", "2", "--seeds", "1", "2")
     statuses, (first, second) = launch.end(), launch.said()
-    assert statuses[0] == 2
+    assert statuses[0] in (2, -signal.SIGTERM)  # which comes when all is said
     assert "error: --jobs 2: under torchrun each run takes all processes" in first
     assert second == ""
 
@@ -209,7 +209,17 @@ def test_sweeps_tuning_and_joint_learning_train_each_run_with_all_processes(
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
 def test_torchrun_and_ctrl_c(options: tiny.Training, tmp_path: Path) -> None:
     endless = options.but(run=tmp_path / "run", epochs=100_000)
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--", str(ROOT / "train_head.py")]
+    words = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--local-addr",
+        "127.0.0.1",
+        "--nproc-per-node",
+        "2",
+        "--",
+        str(ROOT / "train_head.py"),
+    ]
     with subprocess.Popen([sys.executable, *words, *endless.flags()], stderr=subprocess.PIPE, text=True) as launcher:
         wait_for(endless.run / "checkpoint.safetensors")
         launcher.send_signal(signal.SIGINT)
