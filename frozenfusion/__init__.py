@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from frozenfusion.training.run import TrainedRun as TrainedRun
     from frozenfusion.training.run import train as train
     from frozenfusion.training.sweeps import sweep as sweep
+    from frozenfusion.training.trackers import TrackedRun as TrackedRun
+    from frozenfusion.training.trackers import Tracker as Tracker
+    from frozenfusion.training.trackers import register_tracker as register_tracker
     from frozenfusion.training.tuning import tune as tune
     from frozenfusion.utils.errors import UsageError as UsageError
     from frozenfusion.utils.errors import UserError as UserError
@@ -60,6 +63,8 @@ face(
         "Pairs": "frozenfusion.data.pairs",
         "Split": "frozenfusion.data.splits",
         "TrainConfig": "frozenfusion.training.config",
+        "TrackedRun": "frozenfusion.training.trackers",
+        "Tracker": "frozenfusion.training.trackers",
         "TrainedRun": "frozenfusion.training.run",
         "UsageError": "frozenfusion.utils.errors",
         "UserError": "frozenfusion.utils.errors",
@@ -70,6 +75,7 @@ face(
         "load_pairs": "frozenfusion.data.pairs",
         "register_backbone": "frozenfusion.vision.registry",
         "register_head": "frozenfusion.fusion.base",
+        "register_tracker": "frozenfusion.training.trackers",
         "split_pairs": "frozenfusion.data.splits",
         "study_labels": "frozenfusion.joint.study",
         "sweep": "frozenfusion.training.sweeps",

@@ -14,6 +14,7 @@ from frozenfusion.cli.groups import Groups
 from frozenfusion.cli.parsing import COMMON, DataOptions, run
 from frozenfusion.evaluation.config import EvaluateConfig
 from frozenfusion.store.command import default_cache, extraction_command
+from frozenfusion.utils import launched
 from frozenfusion.utils.errors import UsageError, UserError
 from frozenfusion.utils.files import check_writable
 
@@ -50,7 +51,7 @@ class EvaluateOptions(DataOptions, EvaluateConfig):
 
 def main(arguments: Sequence[str] | None = None, command: str | None = None) -> int:
     """Evaluate what the options name and print the figures; the exit status."""
-    return run(EvaluateOptions, _evaluate, arguments, command)
+    return run(EvaluateOptions, _evaluate, arguments, command, rank=launched.rank())
 
 
 def _evaluate(options: EvaluateOptions) -> str:
@@ -62,6 +63,8 @@ def _evaluate(options: EvaluateOptions) -> str:
     from frozenfusion.utils.device import choose_device
     from frozenfusion.utils.progress import log
 
+    if launched.world_size() > 1:
+        raise UsageError("an evaluation is one process, on one GPU: start evaluate.py without torchrun")
     *paths, data = options.paths
     if RunFolder(data).exists:
         raise UsageError(f"{data} is a run: give the run folders first, and the data last")

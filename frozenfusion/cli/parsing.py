@@ -19,7 +19,7 @@ import tyro
 
 from frozenfusion.cli.groups import Groups, grouped_options, ungrouped
 from frozenfusion.cli.options_file import read_options
-from frozenfusion.cli.streams import unfailing_streams
+from frozenfusion.cli.streams import unfailing_streams, with_one_voice
 from frozenfusion.cli.wording import flag_of, usage_message, worded
 from frozenfusion.utils.errors import UsageError, UserError
 from frozenfusion.utils.interrupts import Terminated, interruptible
@@ -83,12 +83,14 @@ def run(
     main: Callable[[Options], str],
     arguments: Sequence[str] | None = None,
     command: str | None = None,
+    *,
+    rank: int = 0,
 ) -> int:
     """Parse the command line into a `kind`, call `main` with it, print what it returns, and return the exit status.
 
     0 done, 1 failed, or done and standard output could not be written, 2 wrong usage, 130 interrupted, 143 terminated.
     Expected failures are one line on stderr, and no traceback unless --debug is given. `command` is how the user
-    called the program, by default the script's name.
+    called the program, by default the script's name. Of several processes that do one work that of `rank` 0 talks.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     command = command or Path(sys.argv[0]).name
@@ -98,7 +100,7 @@ def run(
 
     with unfailing_streams() as output, interruptible():
         _set_up_messages(say, debug="--debug" in arguments)
-        status = _status(kind, main, arguments, command, say)
+        status = with_one_voice(lambda: _status(kind, main, arguments, command, say), rank)
         output.flush()
         if output.error is None or status:
             return status
@@ -256,7 +258,8 @@ def _from_config(
             words = _words(value, f"{path}: {key}")
             if any(word.startswith("--") for word in words):
                 raise UsageError(f"{path}: {key}: {words[0]!r} looks like a flag: give its value alone")
-            flags += [known[name], *words]
+            each = [[word] for word in words] if name == "track" else [words]  # which is given for each of them
+            flags += [word for some in each for word in (known[name], *some)]
     try:
         default = _tyro(grouped, [*(given or ["-"]), *flags], command)
     except UsageError as error:

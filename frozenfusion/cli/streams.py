@@ -7,8 +7,13 @@ import errno
 import io
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
+
+from frozenfusion.utils.errors import UsageError, UserError
+
+UNTIL_ENDED = 10.0  # seconds until a launcher that ends its processes has done so
 
 
 class Stream:
@@ -64,6 +69,32 @@ def unfailing_streams() -> Iterator[Stream]:
         output.flush()
         messages.flush()
         sys.stdout, sys.stderr = before
+
+
+def with_one_voice(work: Callable[[], int], rank: int) -> int:
+    """The exit status of `work`, which several processes do, and of which that of rank 0 alone is to be heard.
+
+    An error that all of them meet is the first one's to tell. When it has ended, so does the launcher end this one;
+    where that does not happen, the last words of this one are printed after all.
+    """
+    if rank == 0:
+        return work()
+    said, failure, status = io.StringIO(), None, UserError.exit_status
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            status = work()
+        except Exception as error:
+            failure = error
+    if not status or status > UsageError.exit_status:  # done, or interrupted
+        return status
+    try:
+        time.sleep(UNTIL_ENDED)
+    except KeyboardInterrupt:
+        return status
+    if failure is not None:
+        raise failure
+    print(said.getvalue().rstrip().rpartition("\n")[2], file=sys.stderr)
+    return status
 
 
 def _occupy_standard_handles() -> None:

@@ -19,6 +19,7 @@ from frozenfusion.fusion.options import parse_grid, parse_options
 from frozenfusion.joint.config import JointConfig, check_fraction
 from frozenfusion.training.config import ALL, TrainConfig, check_heads, check_jobs, check_seeds, recipe
 from frozenfusion.training.grid import check_grid, check_trials
+from frozenfusion.utils import launched
 from frozenfusion.utils.errors import UsageError
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class TrainOptions(DataOptions, TrainConfig, JointConfig):
     """Stage two: fine-tune the text encoder and a fusion head against the cached image features."""
 
     groups: ClassVar[Groups] = {
-        "files": ("cache", "run", "text_cache", "no_follow_links"),
+        "files": ("cache", "run", "text_cache", "track", "no_follow_links"),
         "model": (
             *("fusion", "alpha", "head_option"),
             *("text_encoder", "text_weights", "text_pool", "freeze_text", "max_length"),
@@ -73,6 +74,8 @@ class TrainOptions(DataOptions, TrainConfig, JointConfig):
 
     head_option: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """NAME=VALUE, an option of the fusion head's own, as in layers=4; may be given several times"""
+
+    track: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
 
     seeds: tuple[int, ...] = ()
     """repeat training with each of these seeds, on the split that --seed makes"""
@@ -148,16 +151,24 @@ class TrainOptions(DataOptions, TrainConfig, JointConfig):
 
 def main(arguments: Sequence[str] | None = None, command: str | None = None) -> int:
     """Train what the options ask for and print what came out; the exit status."""
-    return run(TrainOptions, _train, arguments, command)
+    return run(TrainOptions, _train, arguments, command, rank=launched.rank())
 
 
 def _train(options: TrainOptions) -> str:
+    from frozenfusion.training.distributed import joined  # imports torch
+
+    with joined():
+        return _trained(options)
+
+
+def _trained(options: TrainOptions) -> str:
     from frozenfusion.data.pairs import load_pairs
     from frozenfusion.fusion.registry import head_class
     from frozenfusion.model.run_folder import RunFolder
     from frozenfusion.store.reader import FeatureStore
+    from frozenfusion.training.distributed import by_first
     from frozenfusion.training.run import default_folder
-    from frozenfusion.training.sweeps import DEFAULT_FOLDER, sweep  # imports torch
+    from frozenfusion.training.sweeps import DEFAULT_FOLDER, sweep
     from frozenfusion.utils.device import choose_device
     from frozenfusion.utils.progress import log
 
@@ -169,7 +180,7 @@ def _train(options: TrainOptions) -> str:
     single = len(options.fusion) == 1 and options.fusion != (ALL,) and len(options.seeds) < 2 and not tuned
     single &= len(options.label_fraction) < 2
     if single:
-        RunFolder(options.run or default_folder(options.fusion[0])).check_free()
+        by_first(RunFolder(options.run or default_folder(options.fusion[0])).check_free)
     pairs = load_pairs(options.data, follow_links=not options.no_follow_links)
     log.info(pairs.summary())
     store = FeatureStore(options.cache or cache_to_read(options.data))

@@ -75,6 +75,7 @@ class FusionHead(nn.Module):
         search_space: what tuning tries of its own options, as in `{"layers": (1, 2), "dropout": Range(0, 0.5)}`.
         own_width: the width it works in unless the model's configuration says otherwise; None is the text encoder's.
         label_smoothing, focal: what `cross_entropy` does while training; set by the training, 0 is the plain one.
+        over_processes: mean over the processes that train together; set by the training, None of one alone.
     """
 
     name: ClassVar[str]
@@ -86,6 +87,7 @@ class FusionHead(nn.Module):
     search_space: ClassVar[Space] = MappingProxyType({})
     label_smoothing: float = 0.0
     focal: float = 0.0
+    over_processes: Callable[[Tensor], Tensor] | None = None
 
     def forward(self, inputs: HeadInputs, *, attention: bool = False) -> HeadOutput:
         """Join the modalities; `attention` asks for maps over image regions, where the head has any."""
@@ -99,9 +101,8 @@ class FusionHead(nn.Module):
         self, logits: Tensor, labels: Tensor, weight: Tensor | None, present: Tensor | None = None
     ) -> Tensor:
         """`cross_entropy`, smoothed or focal in training mode alone: what is measured is the plain one."""
-        if not self.training:
-            return cross_entropy(logits, labels, weight, present)
-        return cross_entropy(logits, labels, weight, present, smoothing=self.label_smoothing, focal=self.focal)
+        changes = {"smoothing": self.label_smoothing, "focal": self.focal} if self.training else {}
+        return cross_entropy(logits, labels, weight, present, over_processes=self.over_processes, **changes)
 
 
 class FeatureHead(FusionHead):
@@ -142,12 +143,15 @@ def cross_entropy(
     *,
     smoothing: float = 0.0,
     focal: float = 0.0,
+    over_processes: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Mean cross-entropy, in float32, over the labelled rows that are present; zero where there is none.
 
     smoothing: what of a label's probability is spread over all classes (Szegedy et al., 2016, arXiv:1512.00567).
     focal: gamma of `(1 - p)^gamma`, by which a row of which the model is sure weighs less (Lin et al., 2017,
     arXiv:1708.02002).
+    over_processes: the mean of a number over processes, each of which has some of the rows; then the mean of what
+    these return is that of all rows.
     """
     counted = labels >= 0 if present is None else (labels >= 0) & present
     wanted = labels.masked_fill(~counted, -1)
@@ -160,8 +164,10 @@ def cross_entropy(
         total = F.cross_entropy(
             logits.float(), wanted, weight=weight, ignore_index=-1, reduction="sum", label_smoothing=smoothing
         )
-    shares = counted.float() if weight is None else counted * weight[labels.clamp_min(0)]
-    return total / shares.sum().clamp_min(torch.finfo(torch.float32).tiny)  # no branch: a GPU need not wait for it
+    shares = (counted.float() if weight is None else counted * weight[labels.clamp_min(0)]).sum()
+    if over_processes is not None:
+        shares = over_processes(shares)
+    return total / shares.clamp_min(torch.finfo(torch.float32).tiny)  # no branch: a GPU need not wait for it
 
 
 def probabilities(logits: Tensor) -> Tensor:

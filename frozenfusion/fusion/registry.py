@@ -74,12 +74,12 @@ def build_head(head: type[FusionHead], *, width: int, text_width: int, classes: 
         raise UsageError(f"fusion head {head.name}: cannot be built with {told} ({first_line(error)})") from error
 
 
-def source_of(head: type[FusionHead]) -> dict[str, str]:
-    """Where a head's class comes from, for a run to remember; nothing for those that are built in."""
-    if head.__module__.split(".")[0] == "frozenfusion":
+def source_of(kind: type[Any]) -> dict[str, str]:
+    """Where the class of a head or a tracker comes from, to import it again; nothing for those that are built in."""
+    if kind.__module__.split(".")[0] == "frozenfusion":
         return {}
     try:
-        file = inspect.getsourcefile(head)
+        file = inspect.getsourcefile(kind)
     except (OSError, TypeError):  # typed into a notebook or a shell
         file = None
-    return {"class": head.__qualname__, "module": head.__module__, **({"file": file} if file else {})}
+    return {"class": kind.__qualname__, "module": kind.__module__, **({"file": file} if file else {})}

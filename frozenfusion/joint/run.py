@@ -24,6 +24,7 @@ from frozenfusion.joint.views import HEAD, read_views
 from frozenfusion.model.rounds import JOINT_FILE
 from frozenfusion.model.run_folder import RunFolder
 from frozenfusion.store.reader import FeatureStore, as_store
+from frozenfusion.training import distributed
 from frozenfusion.training.checkpoint import State
 from frozenfusion.training.config import TrainConfig
 from frozenfusion.training.inputs import TrainingInputs
@@ -121,15 +122,14 @@ def train_run_jointly(
     """What `train_jointly` does, on data that several runs may share; `talk` prints a line per round and epoch."""
     check_fraction(data.fraction)
     head_class(head)
-    folder.check_free()
+    distributed.by_first(folder.check_free)
     part = data.part(config.seed)
     more = MorePairs(options=data.options(joint))
     if joint.joint is None:
         inputs = TrainingInputs(data.pairs, data.store, config, [head], part.split, more)
         return train_run(inputs, head, config, folder, talk=talk)
-    with WriterLock(folder.file(JOINT_FILE)) as lock:
-        folder.sweep_up()
-        record = _labelled(data, part, joint, config, folder, lock, talk)
+    with distributed.lock_of_first(folder.file(JOINT_FILE)) as lock:
+        record = distributed.by_first(lambda: _labelled(data, part, joint, config, folder, lock, talk))
         sources = _with_labels(part.pool, record.agreed(len(part.ids)))
         more = replace(more, sources=sources, weight=joint.pseudo_weight)
         inputs = TrainingInputs(data.pairs, data.store, config, [head], part.split, more)
@@ -142,10 +142,11 @@ def _labelled(
     joint: JointConfig,
     config: TrainConfig,
     folder: RunFolder,
-    lock: WriterLock,
+    lock: WriterLock | None,
     talk: bool,
 ) -> Record:
     """The record of all rounds, those that it lacks done now."""
+    folder.sweep_up()
     inputs = _inputs(data, part, joint, config)
     made_from = {
         **{as_flag(name): value for name, value in vars(joint).items()},
@@ -156,7 +157,8 @@ def _labelled(
     names = data.pairs.label_names
     record = read_record(folder, made_from, len(part.ids), len(names))
     if record.rounds < joint.rounds:
-        lock.require()
+        if lock is not None:
+            lock.require()
         frozen = {FROZEN_WEIGHTS: weights_sha256(inputs.text_encoder(config.seed).state_dict())}
         if record.rounds:
             refuse_changes(folder, State(record.made_from), frozen)

@@ -53,6 +53,7 @@ class PairNetwork(nn.Module):
         self.image_backbone: Backbone | None = None  # that network, once it was needed
         self.calibration: TemperatureScaling | None = None  # for probabilities, where one was fitted
         self.split: Split | None = None  # which pairs it was trained on, where that is known
+        self.modality_dropout = config.modality_dropout  # 0 where the training drops before it asks
         self.text_encoder = text_encoder if config.reads_text else None
         self.text_projection = (
             nn.Linear(text_width, width) if config.pools_text and text_width != width else nn.Identity()
@@ -116,8 +117,8 @@ class PairNetwork(nn.Module):
         text: tokens as `TokenizedTexts.batch` gives them, or features; image: (b, D) or (b, r, D); present: (b, 2)
         bool, text and image. What the head does not use may be None. attention: maps over image regions as well.
         """
-        if self.training and self.config.modality_dropout > 0:
-            present = drop_modalities(present, self.config.modality_dropout)
+        if self.training and self.modality_dropout > 0:
+            present = drop_modalities(present, self.modality_dropout)
         inputs = HeadInputs(None, None, present[:, 0], present[:, 1])
         if "text" in self.head.uses:
             inputs = self._with_text(inputs, text)
@@ -164,9 +165,9 @@ class PairNetwork(nn.Module):
         return image.flatten(1) if self.config.region_pool == "flatten" else image.mean(dim=1)
 
 
-def drop_modalities(present: Tensor, p: float) -> Tensor:
+def drop_modalities(present: Tensor, p: float, generator: torch.Generator | None = None) -> Tensor:
     """Hide one modality, text or image, of complete pairs with probability p; present (b, 2) bool."""
-    draw = torch.rand(len(present), 2, device=present.device)
+    draw = torch.rand(len(present), 2, device=present.device, generator=generator)
     drop = present.all(dim=1) & (draw[:, 0] < p)
     first = draw[:, 1] < 0.5
     return present & ~torch.stack([drop & first, drop & ~first], dim=1)

@@ -61,6 +61,7 @@ _FILES = {
     "metrics.jsonl": "one JSON line per epoch",
     "learning_rate.png": "its curve",
     "curves.png": "loss and accuracy",
+    "tracking": "what trackers keep there, a folder each",
     "checksums.json": "CRC-32 of config.json, split.json, metrics.jsonl, and of the files of the two folders",
     JOINT_FILE: "the rounds of joint learning so far, where it gave pseudo-labels",
     "pseudo.csv": "those pseudo-labels, for a person",

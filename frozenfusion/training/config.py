@@ -137,6 +137,9 @@ class TrainConfig:
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, …"""
 
+    track: Sequence[str] = ()
+    """where the figures of every epoch go too: tensorboard, wandb, mlflow, trackio; may be given several times"""
+
     resume: Literal["auto", "always", "never"] = "auto"
     """auto resumes what is there, always fails if there is nothing, never refuses to overwrite"""
 
@@ -147,6 +150,7 @@ class TrainConfig:
             raise UsageError(f"`head_options` is a mapping, as in {{'layers': 4}}, not {self.head_options!r}")
         plain = {name: value.item() if hasattr(value, "item") else value for name, value in self.head_options.items()}
         object.__setattr__(self, "head_options", plain)
+        object.__setattr__(self, "track", (self.track,) if isinstance(self.track, str) else tuple(self.track))
         if not self.text_encoder:
             raise UsageError("`text_encoder` is empty: give a hub name or a folder")
         for name in ("epochs", "batch_size", "save_every", "accumulate", "rnn_width", "rnn_layers"):

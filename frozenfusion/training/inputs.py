@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +26,12 @@ from frozenfusion.text.pooling import AUTO, POOLER
 from frozenfusion.text.tokens import TokenizedTexts, load_tokenizer, tokenize
 from frozenfusion.text.vectors import WordVectors
 from frozenfusion.text.words import vocabulary, word_tokenizer
+from frozenfusion.training import distributed
 from frozenfusion.training.config import TrainConfig
 from frozenfusion.training.more import MorePairs, Source, joined
 from frozenfusion.training.options import effective, options_for, refuse_meaningless, supported
 from frozenfusion.training.recurrent import recurrent_encoder, word_vectors
+from frozenfusion.training.trackers import tracker_class
 from frozenfusion.utils.device import autocast_type, choose_device
 from frozenfusion.utils.errors import UsageError, UserError
 from frozenfusion.utils.messages import first_few
@@ -76,6 +78,8 @@ class TrainingInputs:
             raise UsageError(
                 "`patience` needs a validation part, and there is none: leave it out, or raise `val_fraction`"
             )
+        for name in config.track:
+            tracker_class(name)  # which checks that it is there
         for head in self.heads:
             self.model_config(head)  # which checks what the head was given, before anything is written
 
@@ -250,7 +254,8 @@ class TrainingInputs:
 
     def _cached_texts(self, pool: str) -> CachedTexts:
         if pool not in self._cached:
-            self._cached[pool] = cached_texts(
+            make = partial(
+                cached_texts,
                 self._frozen_encoder,
                 self._texts,
                 self.ids,
@@ -260,6 +265,7 @@ class TrainingInputs:
                 autocast=self.autocast,
                 pool=pool,
             )
+            self._cached[pool] = distributed.first_alone(make)
         return self._cached[pool]
 
 

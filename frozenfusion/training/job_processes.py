@@ -24,6 +24,7 @@ from frozenfusion.model.run_folder import RunFolder
 from frozenfusion.training.inputs import TrainingInputs
 from frozenfusion.training.job_worker import AT, DONE, EPOCH, FAILED, LOG, READY, Setup
 from frozenfusion.training.jobs import Failure, Job, Outcome
+from frozenfusion.training.trackers import tracker_class
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.progress import Progress, log
 
@@ -113,7 +114,8 @@ class _Processes:
     def __init__(self, inputs: TrainingInputs, jobs: Mapping[int, Job]) -> None:
         self._inputs, self._jobs = inputs, jobs
         heads = list(dict.fromkeys(job.head for job in jobs.values()))
-        sources = [source_of(head_class(head)) for head in heads]
+        kinds = [*map(head_class, heads), *map(tracker_class, inputs.config.track)]
+        sources = list(map(source_of, kinds))
         self._setup = Setup(
             inputs.pairs,
             inputs.store,

@@ -14,9 +14,11 @@ from frozenfusion.fusion.base import FusionHead
 from frozenfusion.fusion.registry import build_head
 from frozenfusion.model.config import DEFAULT_WIDTH
 from frozenfusion.model.run_folder import RunFolder
+from frozenfusion.training import distributed
 from frozenfusion.training.config import TrainConfig
 from frozenfusion.training.inputs import TrainingInputs
 from frozenfusion.training.run import train_run
+from frozenfusion.training.trainer import Diverged
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.messages import one_line
 from frozenfusion.utils.progress import Progress, log
@@ -63,11 +65,16 @@ Outcome = Failure | None  # None where the run is finished
 
 
 def train_job(inputs: TrainingInputs, job: Job, progress: Callable[..., Progress] = Progress) -> Outcome:
-    """Train one run, or resume it; `progress` makes what is told how far it is."""
+    """Train one run, or resume it; `progress` makes what is told how far it is.
+
+    Of several processes all find the same loss, and go on after one that is not finite; other errors end them all.
+    """
     try:
-        job.folder.check_free()
+        distributed.by_first(job.folder.check_free)
         train_run(inputs, job.head, job.config, job.folder, talk=False, progress=progress)
     except Exception as error:
+        if distributed.world() > 1 and not isinstance(error, Diverged):
+            raise
         return Failure.of(error)
     return None
 

@@ -14,6 +14,7 @@ from frozenfusion.utils.hub import settled
 
 TEXT_ENCODER, WORD_VECTORS = "--text-encoder", "--word-vectors"
 PAIRS, FROZEN_WEIGHTS, VOCABULARY = "pairs", "frozen text encoder", "vocabulary"
+PROCESSES = "processes"  # that train together; not there of one alone
 _TOLD = {
     PAIRS: "pairs: their texts, labels, images or split are not the same",
     FROZEN_WEIGHTS: "frozen text encoder: its weights are not the same",

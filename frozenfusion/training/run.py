@@ -19,35 +19,32 @@ from frozenfusion.data.splits import Split
 from frozenfusion.fusion.registry import head_class
 from frozenfusion.model.classifier import PairClassifier, build_model
 from frozenfusion.model.network import count_parameters
-from frozenfusion.model.recipe import RECIPE
 from frozenfusion.model.run_folder import RESTORED, RunFolder
 from frozenfusion.model.saving import save_setup, save_weights
 from frozenfusion.store.reader import FeatureStore, as_store
-from frozenfusion.text.choices import OPTIONS
 from frozenfusion.text.pooling import POOLER
+from frozenfusion.training import distributed
 from frozenfusion.training.checkpoint import (
-    HEAD_OPTIONS,
     TEXT_POOL,
     State,
     commit,
     finish,
-    read_state,
     restore,
     write_metrics,
 )
 from frozenfusion.training.config import TrainConfig
 from frozenfusion.training.inputs import TrainingInputs
 from frozenfusion.training.messages import epoch_line, introduce
-from frozenfusion.training.options import effective, meaningless
+from frozenfusion.training.options import effective
 from frozenfusion.training.origin import (
     FROZEN_WEIGHTS,
-    PAIRS,
     TEXT_ENCODER,
     VOCABULARY,
-    as_flag,
     refuse_changes,
 )
 from frozenfusion.training.plots import plot_curves, plot_learning_rate
+from frozenfusion.training.resuming import found_run, note_processes
+from frozenfusion.training.trackers import Trackers
 from frozenfusion.training.trainer import Trainer
 from frozenfusion.utils.checks import config_of
 from frozenfusion.utils.device import is_out_of_memory
@@ -116,7 +113,7 @@ def train(
     config = config_of(TrainConfig, config)
     head_class(head)
     folder = RunFolder(Path(run) if run is not None else default_folder(head))
-    folder.check_free()
+    distributed.by_first(folder.check_free)
     return train_run(TrainingInputs(pairs, as_store(features), config, [head], split), head, config, folder)
 
 
@@ -131,12 +128,14 @@ def train_run(
 ) -> TrainedRun:
     """What `train` does, on inputs that several runs may share; `talk` prints a line per epoch.
 
-    `progress` makes what is told how far the training is.
+    `progress` makes what is told how far the training is. Of several processes the first one writes, and tells the
+    others how far the run is.
     """
-    with WriterLock(folder.checkpoint) as lock:
-        folder.sweep_up()
-        state = _state(folder, config, inputs, head)
-        lost = _lost_files(folder, state, config, inputs, head)
+    distributed.require_same([inputs.digest, dict(inputs.store.fingerprint)], "the pairs or their features")
+    talk &= distributed.rank() == 0
+    with distributed.lock_of_first(folder.checkpoint) as lock:
+        distributed.by_first(folder.sweep_up)
+        state, lost = distributed.by_first(lambda: found_run(folder, config, inputs, head))
         if lost:
             log.info("%s: not there any more, restored from the checkpoint", first_few([str(path) for path in lost]))
         elif lost is not None:
@@ -144,8 +143,9 @@ def train_run(
                 more = "epochs" if state.epochs >= config.epochs else "patience"
                 done = f"finished, %d epochs: nothing to do (a higher `{more}` resumes it)"
                 log.info(f"%s: {done}", folder.path, state.epochs)
-            return read_run(folder)
-        lock.require()
+            return distributed.by_first(lambda: read_run(folder))
+        if lock is not None:
+            lock.require()
         try:
             return _run(folder, state, config, inputs, head, talk, progress)
         except (RuntimeError, MemoryError) as error:
@@ -163,16 +163,8 @@ def finished_run(inputs: TrainingInputs, head: str, config: TrainConfig, folder:
     if not folder.exists:
         return None
     with WriterLock(folder.checkpoint):
-        state = _state(folder, config, inputs, head)
-        return read_run(folder) if _lost_files(folder, state, config, inputs, head) == [] else None
-
-
-def _lost_files(
-    folder: RunFolder, state: State, config: TrainConfig, inputs: TrainingInputs, head: str
-) -> list[Path] | None:
-    """What a finished run lacks; None where the training has not ended."""
-    finished = state.ended(config) and folder.is_finished(state.epochs)
-    return folder.lost_files(inputs.model_config(head)) if finished else None
+        _, lost = found_run(folder, config, inputs, head)
+        return read_run(folder) if lost == [] else None
 
 
 def default_folder(head: str) -> Path:
@@ -187,30 +179,6 @@ def read_run(folder: RunFolder) -> TrainedRun:
     if not names <= values.keys():
         raise UserError(f"{folder.summary_file}: not the summary of a run: remove it: {RESTORED}")
     return TrainedRun(folder=folder.path, **{name: values[name] for name in names})
-
-
-def _state(folder: RunFolder, config: TrainConfig, inputs: TrainingInputs, head: str) -> State:
-    """How far the run is. Raises UserError where `resume` or an option that changed since forbids to resume."""
-    kind = head_class(head)
-    fixed = [name for name in RECIPE if name not in {"epochs", "patience", "head_options", *meaningless(kind)}]
-    fixed += OPTIONS if config.is_recurrent else ()
-    made_from = {
-        "--fusion": head,
-        "--seed": config.seed,
-        **{as_flag(name): getattr(config, name) for name in fixed},
-        HEAD_OPTIONS: dict(effective(config, kind).head_options),
-        "image features": dict(inputs.store.fingerprint),
-        PAIRS: inputs.digest,
-    }
-    if config.resume == "never" and folder.exists:
-        raise UserError(f"{folder.path}: holds a training, and `resume=never` keeps off those: choose another `run`")
-    state = read_state(folder)
-    if state is None:
-        if config.resume == "always":
-            raise UserError(f"{folder.path}: no training to resume, and `resume=always` asks for one: check `run`")
-        return State(made_from)
-    refuse_changes(folder, state, made_from)
-    return state
 
 
 def _run(
@@ -232,6 +200,7 @@ def _run(
         refuse_changes(folder, state, fixed)
     elif encoder is not None:
         fixed[TEXT_POOL] = inputs.text_pool
+    note_processes(folder, state)
     state.made_from = {**state.made_from, **fixed}
     pool = POOLER if encoder is None else state.made_from[TEXT_POOL]
     model_config = dataclasses.replace(inputs.model_config(head, pool, config), text_encoder=named)
@@ -253,27 +222,40 @@ def _run(
     if talk:
         introduce(inputs, model)
     options = {**_as_json(inputs, config, head, folder), "text_pool": state.made_from[TEXT_POOL]}
-    save_setup(model, folder, share=inputs.share, options=options)
-    inputs.split.save(folder.file("split.json"))
+    if distributed.rank() == 0:
+        save_setup(model, folder, share=inputs.share, options=options)
+        inputs.split.save(folder.file("split.json"))
     if encoder is not None:
         inputs.share = folder
     done, pairs = state.epochs, len(inputs.train)
-    with progress(config.epochs * pairs, "pairs", folder.path.name, done * pairs) as told:
-        _epochs(folder, state, config, trainer, told, talk)
-    return _finish(folder, state, model, config.seed)
+    track = config.track if distributed.rank() == 0 else ()
+    with Trackers(track, folder.path, options, state.history) as trackers:
+        with progress(config.epochs * pairs, "pairs", folder.path.name, done * pairs) as told:
+            _epochs(folder, state, config, trainer, told, trackers, talk)
+        run = distributed.by_first(lambda: _finish(folder, state, model, config.seed))
+        trackers.finish(_summary(run))
+    return run
 
 
 def _epochs(
-    folder: RunFolder, state: State, config: TrainConfig, trainer: Trainer, progress: Progress, talk: bool
+    folder: RunFolder,
+    state: State,
+    config: TrainConfig,
+    trainer: Trainer,
+    progress: Progress,
+    trackers: Trackers,
+    talk: bool,
 ) -> None:
     while not state.ended(config):
         number = state.epochs + 1
-        line = trainer.epoch(number, progress)
+        line = distributed.from_first(trainer.epoch(number, progress))
         state.history.append(line)
-        with held_back():
-            if number % config.save_every == 0:
-                save_weights(trainer.model, folder.numbered(number))
-            commit(folder, state, trainer.model, trainer.optimizer)
+        if distributed.rank() == 0:
+            with held_back():
+                if number % config.save_every == 0:
+                    save_weights(trainer.model, folder.numbered(number))
+                commit(folder, state, trainer.model, trainer.optimizer)
+        trackers.log(line)
         if talk:
             log.info(epoch_line(line, config.epochs, best=state.best == number))
     if talk and state.epochs < config.epochs:
@@ -298,10 +280,12 @@ def _finish(folder: RunFolder, state: State, model: PairClassifier, seed: int) -
     if not folder.figures_only:
         plot_learning_rate(state.history, folder.file("learning_rate.png"))
         plot_curves(state.history, folder.file("curves.png"))
-    summary = dataclasses.asdict(run)
-    del summary["folder"]
-    finish(folder, state, model, summary)
+    finish(folder, state, model, _summary(run))
     return run
+
+
+def _summary(run: TrainedRun) -> dict[str, Any]:
+    return {name: value for name, value in dataclasses.asdict(run).items() if name != "folder"}
 
 
 def _as_json(inputs: TrainingInputs, config: TrainConfig, head: str, folder: RunFolder) -> dict[str, Any]:

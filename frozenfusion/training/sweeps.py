@@ -7,6 +7,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Collection, Generator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -17,15 +18,17 @@ from frozenfusion.data.splits import Split
 from frozenfusion.fusion.registry import head_class
 from frozenfusion.model.run_folder import RunFolder
 from frozenfusion.store.reader import FeatureStore, as_store
-from frozenfusion.training.config import ALL, TrainConfig, check_jobs, check_seeds
+from frozenfusion.training import distributed
+from frozenfusion.training.config import ALL, AUTO, TrainConfig, check_jobs, check_seeds
 from frozenfusion.training.inputs import TrainingInputs
 from frozenfusion.training.job_processes import train_in_processes
 from frozenfusion.training.jobs import Failure, Job, Outcome, longest_first, train_job
 from frozenfusion.training.messages import seconds
 from frozenfusion.training.run import TrainedRun, finished_run, read_run
+from frozenfusion.training.trackers import tracker_class
 from frozenfusion.utils.checks import config_of
 from frozenfusion.utils.device import usable_cores
-from frozenfusion.utils.errors import UserError
+from frozenfusion.utils.errors import UsageError, UserError
 from frozenfusion.utils.files import keep_current, write_atomically
 from frozenfusion.utils.progress import log
 from frozenfusion.utils.tables import as_text, to_csv
@@ -75,6 +78,8 @@ def asked(
     plain = [seed.item() if hasattr(seed, "item") else seed for seed in seeds]
     check_seeds(plain)
     check_jobs(jobs)
+    if jobs not in (AUTO, 1) and distributed.world() > 1:
+        raise UsageError(f"`jobs={jobs}`: under torchrun each run takes all processes, one after another: leave it out")
     return [heads] if isinstance(heads, str) else heads, plain
 
 
@@ -87,7 +92,7 @@ def train_jobs(
     at_once: int | Literal["auto"] = "auto",
 ) -> list[TrainedRun]:
     """Train the jobs, `at_once` at a time, and keep `folder`/sweep.csv, in their order, up to date; see `sweep`."""
-    check_resume(folder, jobs, resume)
+    distributed.by_first(lambda: check_resume(folder, jobs, resume))
     runs: dict[int, TrainedRun] = {}
     failures: dict[int, str] = {}
 
@@ -97,12 +102,12 @@ def train_jobs(
             outcome.tell(job)
             failures[number] = f"{job.folder.path} ({outcome.reason})"
             return
-        runs[number] = read_run(job.folder)
+        runs[number] = distributed.by_first(lambda: read_run(job.folder))
         log.info("%d/%d  %s", len(runs) + len(failures), len(jobs), _line(runs[number]))
 
     waiting = {}
     for number, job in enumerate(jobs):
-        finished = _finished(inputs, job)
+        finished = distributed.by_first(partial(_finished, inputs, job))
         if finished is False:
             waiting[number] = job
         else:
@@ -110,9 +115,9 @@ def train_jobs(
     with contextlib.closing(_train(inputs, waiting, at_once)) as outcomes:
         for number, outcome in outcomes:
             ended(number, outcome)
-            if outcome is None:
+            if outcome is None and distributed.rank() == 0:
                 write_atomically(folder / "sweep.csv", _as_csv(runs))
-    if runs:
+    if runs and distributed.rank() == 0:
         keep_current(folder / "sweep.csv", _as_csv(runs))
     if failures:
         raise UserError(
@@ -136,7 +141,11 @@ def _train(
 ) -> Generator[tuple[int, Outcome], None, None]:
     """The key of each job as soon as it ended, and how."""
     count = min(len(jobs), _worth(inputs, jobs.values()) if at_once == "auto" else at_once)
-    strange = [job.head for job in jobs.values() if head_class(job.head).__module__ == "__main__"]
+    kinds: dict[str, type] = {job.head: head_class(job.head) for job in jobs.values()}
+    kinds |= {name: tracker_class(name) for name in inputs.config.track}
+    strange = [name for name, kind in kinds.items() if kind.__module__ == "__main__"]
+    if distributed.world() > 1:  # which train each together
+        count = 1
     if count > 1 and strange:
         log.warning("one run at a time: %s is of the program itself, which no other process can import", strange[0])
     elif count > 1:

@@ -9,6 +9,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,11 @@ from torch import Tensor
 from frozenfusion.evaluation.metrics import confusion_matrix, scores
 from frozenfusion.fusion.base import HeadOutput
 from frozenfusion.model.classifier import PairClassifier
-from frozenfusion.model.dataset import Batch, PairDataset
+from frozenfusion.model.dataset import PairDataset
+from frozenfusion.model.network import drop_modalities
 from frozenfusion.store.reader import Rows
 from frozenfusion.text.batching import batches_by_length, batches_in_order_of_length
+from frozenfusion.training import distributed
 from frozenfusion.training.config import TrainConfig
 from frozenfusion.training.optimizer import build_optimizer, rates, set_rates
 from frozenfusion.utils.device import computing_in, on_one_thread
@@ -43,6 +46,9 @@ class Trainer:
     An epoch depends on the parameters, the optimiser's state, the seed and its number alone, so a training that goes
     on from a checkpoint takes the same steps. `autocast` is the arithmetic of the forward pass, float32 if None;
     `weights` (pairs of the dataset,) is what each weighs in the loss, alike if None.
+
+    Where several processes train (`distributed`) each computes its part of every batch: losses and gradients are means
+    over the processes, and the mean is that of the whole batch.
     """
 
     def __init__(
@@ -73,6 +79,10 @@ class Trainer:
         fine_tuned = model.text_encoder is not None and not model.config.freeze_text
         self._threads = contextlib.nullcontext if fine_tuned else on_one_thread
         self._outputs = torch.compile(model.outputs, dynamic=True) if config.compile else model.outputs
+        self._drops = torch.Generator(device)
+        if distributed.world() > 1:
+            distributed.align(model.state_dict().values())
+            model.modality_dropout = 0.0  # see _forward
 
     def epoch(self, number: int, progress: Progress) -> dict[str, Any]:
         """Train one epoch (1 is the first) and validate: a line of metrics.jsonl, None where nothing is measured.
@@ -82,7 +92,9 @@ class Trainer:
         began = time.perf_counter()
         config = self._config
         with self._threads(), torch.random.fork_rng([self._device] if self._device.type == "cuda" else []):
-            torch.manual_seed(int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0]))
+            own = filter(None, [distributed.rank()])  # the first one draws what one alone does
+            torch.manual_seed(_seed(config.seed, number, *own))
+            self._drops.manual_seed(_seed(config.seed, number))
             measured = {**self._train_epoch(number, progress), **self.validate(number)}
         lr = rates(self.model, config, number)
         return {"epoch": number, **lr, **measured, "seconds": time.perf_counter() - began}
@@ -96,17 +108,19 @@ class Trainer:
         looked, shown = time.monotonic(), {"epoch": f"{number}/{self._config.epochs}"}
         self.model.train()
         for step, rows in enumerate(self._dataset.in_turn(batches, self._train)):
-            batch = self._dataset.batch(self._train[rows])
-            loss, logits = self._forward(batch, self._outputs)
+            loss, logits, labels = self._forward(self._train[rows], self._outputs)
             first = step - step % self._config.accumulate
             self._learn(loss, number, step, batches[first : first + self._config.accumulate], len(batches))
             losses[step] = loss.detach()
-            right += (logits.argmax(dim=1) == batch.labels).sum()
+            right += (logits.argmax(dim=1) == labels).sum()
             if time.monotonic() - looked > SECONDS_BETWEEN_LOOKS:
-                self._require_finite(number, losses[: step + 1], batches)
+                if distributed.world() == 1:  # several look together, when the epoch ends
+                    self._require_finite(number, losses[: step + 1], batches)
                 looked, shown["loss"] = time.monotonic(), f"{float(losses[: step + 1].mean()):.3f}"
             progress.update(len(rows), **shown)
+        losses, right = distributed.mean(losses), distributed.total(right)
         self._require_finite(number, losses, batches)
+        distributed.align(self.model.buffers())  # which a head of a user's own may change
         sizes = torch.tensor([len(rows) for rows in batches], device=self._device)
         count = len(self._train)
         return {"train_loss": float((losses * sizes).sum()) / count, "train_accuracy": int(right) / count}
@@ -124,6 +138,7 @@ class Trainer:
         loss.backward()
         if place < len(group) - 1:
             return
+        distributed.average_gradients(self.model.parameters())
         if config.clip:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
         set_rates(self.optimizer, config, number, (step + 1) / count)
@@ -135,22 +150,33 @@ class Trainer:
         for start in range(0, len(present), STATISTICS_BATCH_SIZE):
             yield self._dataset.images[present[start : start + STATISTICS_BATCH_SIZE]]
 
-    def _forward(self, batch: Batch, outputs: Callable[..., HeadOutput]) -> tuple[Tensor, Tensor]:
+    def _forward(self, rows: Rows, outputs: Callable[..., HeadOutput]) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss of the batch at some rows of the dataset; logits and labels of those of its pairs that count here."""
+        places, counted = distributed.own_part(np.arange(len(rows)))
+        batch, model = self._dataset.batch(rows[places]), self.model
+        present = batch.present
+        if distributed.world() > 1:
+            model.head.over_processes = partial(_mean_of, counted)
+            if model.training and self._config.modality_dropout:  # drawn for the whole batch, whoever computes it
+                everyone = self._dataset.present[torch.from_numpy(rows).to(self._device)]
+                dropped = drop_modalities(everyone, self._config.modality_dropout, self._drops)
+                present = dropped[torch.from_numpy(places).to(self._device)]
         with computing_in(self._autocast, self._device):
-            output = outputs(batch.text, batch.image, batch.present)
-        return self._loss(output, batch), output.logits
+            output = outputs(batch.text, batch.image, present)
+        loss = self._loss(output, batch.labels, rows, places)
+        return loss if counted else loss * 0, output.logits[:counted], batch.labels[:counted]
 
-    def _loss(self, output: HeadOutput, batch: Batch) -> Tensor:
+    def _loss(self, output: HeadOutput, labels: Tensor, rows: Rows, places: Rows) -> Tensor:
         """The head's loss; of pairs that weigh differently, its mean over those of each weight, by what they weigh."""
         if self._weights is None:
-            return self.model.loss(output, batch.labels, self.class_weights)
-        weights = self._weights[batch.rows]
+            return self.model.loss(output, labels, self.class_weights)
+        weights = self._weights[rows]
         weighed = []
         for weight in np.unique(weights):
-            chosen = torch.from_numpy(weights == weight).to(batch.labels.device)
-            labels = torch.where(chosen, batch.labels, -1)  # which stands for none
+            chosen = torch.from_numpy(weights[places] == weight).to(labels.device)
             share = float(weights[weights == weight].sum() / weights.sum())
-            weighed.append(share * self.model.loss(output, labels, self.class_weights))
+            known = torch.where(chosen, labels, -1)  # which stands for none
+            weighed.append(share * self.model.loss(output, known, self.class_weights))
         return torch.stack(weighed).sum()
 
     @torch.inference_mode()
@@ -160,18 +186,18 @@ class Trainer:
             return dict.fromkeys(("val_loss", "val_accuracy", "val_macro_f1"))
         self.model.eval()
         total = 0.0
-        predictions, labels = [], []
+        classes = self.model.config.classes
+        counts = torch.zeros((classes, classes), dtype=torch.int64)
         parts = batches_in_order_of_length(self._dataset.lengths[self._val], VALIDATION_BATCH_SIZE)
         for rows in self._dataset.in_turn(parts, self._val):
-            batch = self._dataset.batch(self._val[rows])
-            loss, logits = self._forward(batch, self.model.outputs)
+            loss, logits, labels = self._forward(self._val[rows], self.model.outputs)
             total += float(loss) * len(rows)
-            predictions.append(logits.argmax(dim=1).cpu().numpy())
-            labels.append(batch.labels.cpu().numpy())
+            predictions = logits.argmax(dim=1).cpu().numpy()
+            counts += torch.from_numpy(confusion_matrix(labels.cpu().numpy(), predictions, classes))
+        total = float(distributed.mean(torch.tensor(total, dtype=torch.float64)))
         if not math.isfinite(total):
             raise self._not_finite(f"epoch {number}: the validation loss is {total}")
-        classes = self.model.config.classes
-        found = scores(confusion_matrix(np.concatenate(labels), np.concatenate(predictions), classes))
+        found = scores(distributed.total(counts).numpy())
         return {
             "val_loss": total / len(self._val),
             "val_accuracy": float(found.accuracy),
@@ -204,3 +230,13 @@ class Trainer:
         labels = self._dataset.labels[torch.from_numpy(self._train).to(self._device)]
         counts = torch.bincount(labels, minlength=self.model.config.classes).clamp_min(1)
         return len(labels) / (len(counts) * counts.float())
+
+
+def _seed(*parts: int) -> int:
+    """A seed that follows from numbers."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
+
+
+def _mean_of(counted: int, shares: Tensor) -> Tensor:
+    """The mean over processes of what their pairs weigh, in one in which so many count."""
+    return distributed.mean(shares if counted else shares * 0)

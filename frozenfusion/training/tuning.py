@@ -25,6 +25,7 @@ from frozenfusion.model.tuning import (
     tuning_cells,
 )
 from frozenfusion.store.reader import FeatureStore, as_store
+from frozenfusion.training import distributed
 from frozenfusion.training.config import ALL, TrainConfig
 from frozenfusion.training.grid import changed, check_grid, check_trials
 from frozenfusion.training.inputs import TrainingInputs
@@ -82,19 +83,27 @@ def tune(
     if not inputs.split.val:
         raise UsageError("`tune` chooses on the validation part, and there is none: raise `val_fraction`")
     plan = _plan(inputs.heads, config, trials, grid)
-    tried = {head: _trial_jobs(inputs, head, plan[head], config, folder / TRIALS) for head in inputs.heads}
+    tried = distributed.by_first(
+        lambda: {head: _trial_jobs(inputs, head, plan[head], config, folder / TRIALS) for head in inputs.heads}
+    )
     every = [job for of in tried.values() for job in of]
-    check_resume(folder, [*every, *jobs_of(inputs.heads, seeds, config, folder)], config.resume)
+    begun = [*every, *jobs_of(inputs.heads, seeds, config, folder)]
+    distributed.by_first(lambda: check_resume(folder, begun, config.resume))
     _train_trials(inputs, every, folder / TRIALS, jobs)
-    tunings = {head: _tuning(plan[head], tried[head], config.epochs) for head in inputs.heads}
-    keep_current(folder / TABLE, _as_csv(tunings))
+    tunings = distributed.by_first(
+        lambda: {head: _tuning(plan[head], tried[head], config.epochs) for head in inputs.heads}
+    )
+    if distributed.rank() == 0:
+        keep_current(folder / TABLE, _as_csv(tunings))
     chosen = {head: changed(config, plan[head][of.best]) for head, of in tunings.items()}
     final = [job for head in inputs.heads for job in jobs_of([head], seeds, chosen[head], folder)]
-    for job in final:
-        _make_way(job, tunings[job.head])
+    if distributed.rank() == 0:
+        for job in final:
+            _make_way(job, tunings[job.head])
     runs = train_jobs(inputs, final, folder, at_once=jobs)
-    for job in final:
-        save_tuning(job.folder, tunings[job.head])
+    if distributed.rank() == 0:
+        for job in final:
+            save_tuning(job.folder, tunings[job.head])
     return runs
 
 
@@ -140,7 +149,7 @@ def _train_trials(inputs: TrainingInputs, jobs: Sequence[Job], folder: Path, at_
         for job in jobs:  # once more what failed, which says why
             with contextlib.suppress(Diverged):
                 train_run(inputs, job.head, job.config, job.folder, talk=False)
-    for job in jobs:
+    for job in jobs if distributed.rank() == 0 else ():
         for part in (job.folder.tokenizer, job.folder.text_encoder):
             if part.exists():
                 with writing(part):

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from frozenfusion.utils import launched
 from frozenfusion.utils.errors import UsageError
 from frozenfusion.utils.messages import first_line
 from frozenfusion.utils.progress import log
@@ -18,14 +19,25 @@ _CPU_BF16 = ("amx_bf16", "avx512_bf16", "bf16")  # instructions that multiply in
 
 
 def choose_device(name: str) -> torch.device:
-    """The device called so; auto is the first GPU, else the CPU. Raises UsageError for one that is not there."""
+    """The device called so; auto is the first GPU, else the CPU. Raises UsageError for one that is not there.
+
+    Of several processes that torchrun started each gets a GPU of its own.
+    """
+    several = launched.world_size() > 1
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+        if not several:
+            return torch.device(name)
+    if several and name.startswith("cuda:"):
+        raise UsageError(f"`device={name}`: each process of torchrun has a GPU of its own: give cuda, or leave it out")
+    if several and name == "cuda":
+        name = f"cuda:{launched.local_rank()}"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # which a device without numbers, meta, does not know
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"`device={name}`: cannot be used here ({first_line(error)}): try auto or cpu") from error
+        hint = "start as many processes as there are GPUs" if several else "try auto or cpu"
+        raise UsageError(f"`device={name}`: cannot be used here ({first_line(error)}): {hint}") from error
     return device
 
 

@@ -39,7 +39,7 @@ def interruptible() -> Iterator[None]:
         for each, handler in before.items():
             signal.signal(each, handler or signal.SIG_DFL)
         if came:
-            atexit.register(_pass_over)  # the libraries' own end takes a moment too
+            atexit.register(pass_over_signals)  # the libraries' own end takes a moment too
 
 
 @contextlib.contextmanager
@@ -62,6 +62,7 @@ def _heard() -> tuple[signal.Signals, ...]:
     return _SIGNALS if threading.current_thread() is threading.main_thread() else ()
 
 
-def _pass_over() -> None:
-    for each in _SIGNALS:
+def pass_over_signals() -> None:
+    """Let the process, which is about to end, come to its end undisturbed."""
+    for each in _heard():
         signal.signal(each, signal.SIG_IGN)

@@ -19,6 +19,7 @@ import frozenfusion as ff
 from frozenfusion.fusion.base import HEADS
 from frozenfusion.model.run_folder import RunFolder
 from frozenfusion.training.checkpoint import read_state
+from frozenfusion.training.trackers import TRACKERS
 from frozenfusion.utils.plugins import import_plugin
 
 SECONDS = 120
@@ -40,6 +41,15 @@ DOOMED_HEAD = """
                 os.kill(os.getpid(), signal.SIGKILL)
             text, image = self.fill(inputs)
             return ff.HeadOutput(self.classifier(text * image))
+
+    @ff.register_tracker("lines")
+    class Lines(ff.Tracker):
+        def __init__(self, run: ff.TrackedRun) -> None:
+            self.folder = run.folder
+
+        def log(self, epoch, figures) -> None:
+            with (self.folder / "lines").open("a") as file:
+                print(epoch, file=file)
 """
 # As people write one: without `if __name__ == "__main__"`.
 SCRIPT = """
@@ -59,7 +69,7 @@ SCRIPT = """
 def test_runs_side_by_side_equal_those_one_at_a_time_and_a_crash_loses_one(tmp_path: Path) -> None:
     plugin = tmp_path / "doomed_heads.py"
     plugin.write_text(textwrap.dedent(DOOMED_HEAD))
-    options = tiny.make_training(tmp_path, epochs=2, freeze_text=True)
+    options = tiny.make_training(tmp_path, epochs=2, freeze_text=True, track=["lines"])
     pairs, threads = ff.load_pairs(options.data), torch.get_num_threads()
     heads = ["concat", "doomed", "transformer"]
 
@@ -73,6 +83,7 @@ def test_runs_side_by_side_equal_those_one_at_a_time_and_a_crash_loses_one(tmp_p
             sweep("beside", jobs=2)
         lines = (tmp_path / "beside" / "sweep.csv").read_text().splitlines()
         assert [line.split(",")[0] for line in lines] == ["fusion", "concat", "transformer"]
+        assert (tmp_path / "beside" / "concat" / "tracking" / "lines" / "lines").read_text().split() == ["1", "2"]
         plugin.with_name("doom").unlink()
         runs = sweep("beside", jobs=2)  # one is left, for which no process is worth starting
         assert [run.fusion for run in runs] == heads
@@ -82,6 +93,7 @@ def test_runs_side_by_side_equal_those_one_at_a_time_and_a_crash_loses_one(tmp_p
                 tiny.assert_same_tensors(tmp_path / "beside" / file, tmp_path / "alone" / file)
     finally:
         HEADS.remove("doomed")
+        TRACKERS.remove("lines")
     assert torch.get_num_threads() == threads
 
 
