@@ -50,7 +50,12 @@ def address_of(file: Path, root: Path) -> str:
 
 def path_at(address: str, root: Path) -> Path:
     """The file that `address_of` gave an address."""
-    return Path(address[1:]) if address.startswith(_ELSEWHERE) else root / address
+    return Path(without_mark(address)) if address.startswith(_ELSEWHERE) else root / address
+
+
+def without_mark(address: str) -> str:
+    """The path in an address, below the root or not."""
+    return address.removeprefix(_ELSEWHERE)
 
 
 @dataclass(frozen=True, eq=False)

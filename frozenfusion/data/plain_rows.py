@@ -12,8 +12,9 @@ from frozenfusion.utils.errors import UserError
 
 Row = tuple[str, dict[str, Any]]  # "FILE:LINE" and the cells by their columns
 
-_ROWS_OF_A_BLOCK = 4096
+_ROWS_OF_A_BLOCK = 1024  # larger ones keep the garbage collector busy
 _LETTERS_OF_A_BLOCK = 2**24
+_LONG = ("text", "image")  # cells that are, or may be by mistake
 
 _END, _SLASH, _DOT = b"\n/."
 _PLAIN = np.zeros(256, bool)  # letters of names that mean the same to every system
@@ -35,7 +36,10 @@ def in_blocks(rows: Iterator[Row]) -> Iterator[list[Row]]:
         try:
             for row in rows:
                 block.append(row)
-                letters += sum([len(cell) for cell in row[1].values() if cell.__class__ is str])
+                for name in _LONG:
+                    cell = row[1].get(name)
+                    if cell.__class__ is str:
+                        letters += len(cell)
                 if len(block) == _ROWS_OF_A_BLOCK or letters > _LETTERS_OF_A_BLOCK:
                     break
         except UserError as raised:
