@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 from typing import Any, overload
 
@@ -110,21 +111,21 @@ class PairColumns(Sequence[Pair]):
             return self._each(lambda column: column[index])
         row = range(len(self))[index]
         label, split = self.label_codes[row].item(), self.split_codes[row].item()
-        return Pair(
-            id=decoded(self.encoded_ids[row]),
-            text=self.text(row),
-            image=self.image(row),
-            label=None if label < 0 else label,
-            split=_SPLIT_OF[split],
-        )
+        id, text, image = decoded(self.encoded_ids[row]), self.text(row), self.image(row)
+        return Pair(id, text, image, None if label < 0 else label, _SPLIT_OF[split])
 
     def __iter__(self) -> Iterator[Pair]:
         for start in range(0, len(self), _AT_ONCE):
-            some = self[start : start + _AT_ONCE]
-            rows = range(len(some))
-            columns = some.ids(), some.read_texts(rows), map(some.image, rows), some.label_codes, some.split_codes
-            for id, text, image, label, split in zip(*columns, strict=True):
-                yield Pair(id, text, image, None if label < 0 else int(label), _SPLIT_OF[split])
+            yield from self.pairs_at(np.arange(start, min(start + _AT_ONCE, len(self))))
+
+    def pairs_at(self, rows: Array) -> Iterator[Pair]:
+        """The pairs at some rows, (k,) int64, in that order. Raises UserError for a text that may not be read."""
+        ids = map(decoded, self.encoded_ids[rows].tolist())
+        images = map(path_at, self.addresses.take(rows).tolist(), repeat(self.root))
+        labels, splits = self.label_codes[rows].tolist(), self.split_codes[rows].tolist()
+        columns = zip(ids, self.read_texts(rows), images, labels, splits, strict=True)
+        for id, text, image, label, split in columns:
+            yield Pair(id, text, image, None if label < 0 else label, _SPLIT_OF[split])
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, PairColumns):
@@ -137,13 +138,13 @@ class PairColumns(Sequence[Pair]):
         """The pairs at some rows, (k,) int64, in that order."""
         return self._each(lambda column: column.take(rows))
 
-    def without_labels(self) -> PairColumns:
-        """The same pairs, none of them labelled."""
-        return dataclasses.replace(self, label_codes=np.full_like(self.label_codes, -1))
-
     def ids(self) -> list[str]:
         """All ids as strings."""
         return [decoded(id) for id in self.encoded_ids.tolist()]
+
+    def splits(self) -> list[str | None]:
+        """The split that the files name for each pair."""
+        return [_SPLIT_OF[code] for code in self.split_codes.tolist()]
 
     def rows(self, ids: Sequence[str]) -> Array:
         """The position of each id, (k,) int64, -1 where absent."""
@@ -171,11 +172,9 @@ class PairColumns(Sequence[Pair]):
         file = self.text_files[row] if self.text_files is not None else ""
         return read_text(path_at(file, self.root))[0] if file else self.texts[row]
 
-    def read_texts(self, rows: Sequence[int] | Array) -> list[str]:
+    def read_texts(self, rows: Array) -> list[str]:
         """The texts of some pairs, in that order; faster than one by one. Raises UserError as `text` does."""
-        if self.text_files is None:
-            return self.texts.read(np.asarray(rows, np.int64))
-        return [self.text(row) for row in rows]
+        return self.texts.read(rows) if self.text_files is None else [self.text(row) for row in rows.tolist()]
 
     @property
     def nbytes(self) -> int:

@@ -94,7 +94,7 @@ class Pairs(Sequence[Pair]):
 
     def select(self, ids: Iterable[str]) -> list[Pair]:
         """The pairs called `ids`, in that order. Raises KeyError for one that is not here."""
-        return list(self.columns.take(self._rows(ids)))
+        return list(self.columns.pairs_at(self._rows(ids)))
 
     def _rows(self, ids: Iterable[str]) -> NDArray[np.int64]:
         ids = list(ids)
