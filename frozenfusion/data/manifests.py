@@ -152,10 +152,10 @@ def _delimited(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     csv.field_size_limit(MAX_LINE)
     lines = csv.reader(table_lines(path), delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
     header: list[str] = []
-    name = str(path)
+    file = str(path)
     try:
         for cells in lines:
-            source = f"{name}:{lines.line_num}"
+            source = f"{file}:{lines.line_num}"
             if not any(cells):
                 continue
             if not header:

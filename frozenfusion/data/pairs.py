@@ -139,29 +139,28 @@ def load_pairs(path: str | Path, *, follow_links: bool = True) -> Pairs:
     if not is_there:
         raise UserError(f"{path}: no such folder or manifest: check the path")
     listing = Listing(path if is_folder else path.parent)
-    empty: Counter[str] = Counter()
-    dropped: dict[str, int] = {}
-    names: tuple[str, ...] = SENTIMENTS
+    empty: Counter[str] = Counter()  # labels that stand for none
     if is_folder:
         if not follow_links:
             check_inside(path, LAYOUT_FILES)
         layout, records, dropped = read_folder(path)
         listing.add(records if follow_links else without_links(path, records))
     else:
-        layout = "manifest"
+        layout, dropped = "manifest", {}
         if follow_links:
             list_manifest(path, listing, empty)
         else:
             listing.add(without_links(path.parent, read_manifest(path, empty)))
-        classes = listing.class_counts()
-        tell_of_labels(path, empty, classes)
-        names = label_names(classes)
     if not listing.n:
         raise UserError(f"{path}: no pairs are listed: check the label files or the manifest")
+    classes = listing.class_counts()
+    names = SENTIMENTS if is_folder else label_names(classes)
     try:
         columns, text_counts = listing.columns(names)
     except Twice as twice:
         raise tell_of_twice(twice, read_manifest(path, empty)) from None
+    if not is_folder:
+        tell_of_labels(path, empty, classes)
     return Pairs(path, layout, names, columns, text_counts, dropped)
 
 

@@ -133,10 +133,10 @@ def _encoded_length(name: str, source: str) -> int:
 
 def read_lines(path: Path) -> Iterator[tuple[str, str]]:
     """The lines of a label file that are not blank, each with its "FILE:LINE". Raises UserError."""
-    name = str(path)
+    file = str(path)
     for number, line in enumerate(table_lines(path), 1):
         if line := line.strip():
-            yield f"{name}:{number}", line
+            yield f"{file}:{number}", line
 
 
 def table_lines(path: Path) -> Iterator[str]:
