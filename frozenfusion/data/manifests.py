@@ -134,7 +134,10 @@ def _cell(value: Any, name: str, source: str) -> str:
 
 def _cells(values: Sequence[Any]) -> list[str]:
     """Some cells of a column as `_cell` makes each a string."""
-    if set(map(type, values)) <= {str, int, type(None)}:
+    kinds = set(map(type, values))
+    if kinds == {str}:
+        return list(values)
+    if kinds <= {str, int, type(None)}:
         return ["" if value is None else str(value) for value in values]
     return [_cell(value, "", "") for value in values]
 

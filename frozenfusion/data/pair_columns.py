@@ -69,7 +69,7 @@ class PairColumns(Sequence[Pair]):
         addresses: of the images, see address_of.
         label_codes: int32, -1 where there is no label.
         split_codes: int8, positions in SPLITS, -1 where there is none.
-        texts: themselves; None where all are in files.
+        texts: themselves, "" where they are in files.
         text_files: files that are read when a text is asked for, "" where `texts` has it; None where there are none.
     """
 
@@ -148,7 +148,7 @@ class PairColumns(Sequence[Pair]):
 
     def rows(self, ids: Sequence[str]) -> Array:
         """The position of each id, (k,) int64, -1 where absent."""
-        wanted = np.array([encoded(id) for id in ids], np.bytes_)
+        wanted = _encoded_names(ids)
         if not len(self):
             return np.full(len(ids), -1)
         places = np.minimum(np.searchsorted(self.encoded_ids, wanted, sorter=self._order), len(self) - 1)
@@ -191,6 +191,14 @@ class PairColumns(Sequence[Pair]):
 _COLUMNS = tuple(field.name for field in dataclasses.fields(PairColumns) if field.name != "root")
 
 
+def _encoded_names(names: Sequence[str]) -> Array:
+    """Names as UTF-8, (k,) S."""
+    try:
+        return np.array(names, np.bytes_)  # the fastest way, for ASCII alone
+    except UnicodeEncodeError:
+        return np.array([*map(encoded, names)], np.bytes_)
+
+
 class PairsMaker:
     """Makes PairColumns of pairs that come some at a time."""
 
@@ -217,7 +225,7 @@ class PairsMaker:
         if self._files is not None:
             self._files.extend(text_files or [""] * len(ids))
         self.n += len(ids)
-        self._ids.append(np.array([encoded(id) for id in ids], np.bytes_))
+        self._ids.append(_encoded_names(ids))
         self._addresses.extend(addresses)
         self._labels += np.fromiter(labels, np.int32, len(ids)).tobytes()
         self._splits += np.fromiter(map(_SPLIT_CODE.__getitem__, splits), np.int8, len(ids)).tobytes()
