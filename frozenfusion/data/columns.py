@@ -33,7 +33,7 @@ def decoded(data: bytes) -> str:
 class StringColumn(Sequence[str]):
     """Strings as one buffer of UTF-8: string i is data[bounds[i]:bounds[i + 1]].
 
-    data: (b,) uint8. bounds: (n + 1,) of unsigned integers, the first is 0.
+    data: (b,) uint8. bounds: (n + 1,) of integers, the first is 0.
     """
 
     def __init__(self, data: Array, bounds: Array) -> None:
@@ -128,7 +128,7 @@ class StringsMaker:
 
 def _bounds_of(lengths: Array) -> Array:
     total = int(lengths.sum(dtype=np.int64))
-    bounds = np.zeros(len(lengths) + 1, np.uint32 if total < 2**32 else np.uint64)
+    bounds = np.zeros(len(lengths) + 1, np.uint32 if total < 2**32 else np.int64)
     np.cumsum(lengths, out=bounds[1:])
     return bounds
 

@@ -55,6 +55,12 @@ def test_a_column_is_a_sequence_like_a_list(maker, parts: list[list[str]], data:
         column[len(whole)]
 
 
+def test_strings_of_more_bytes_than_32_bits_count_are_taken_alike():
+    column = StringColumn(np.frombuffer(b"abbccc", np.uint8), np.array([0, 1, 3, 6]))
+    assert list(column.take(np.array([2, 0, 1]))) == ["ccc", "a", "bb"]
+    assert column[1:].tolist() == ["bb", "ccc"]
+
+
 ids = st.text(st.characters(exclude_characters="\0"), min_size=1, max_size=5)
 pair_lists = st.lists(
     st.builds(

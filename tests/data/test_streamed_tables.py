@@ -98,6 +98,12 @@ def test_more_pairs_than_can_be_are_refused(tmp_path: Path, monkeypatch: pytest.
         load_pairs(write(tmp_path / "p.csv", rows))
 
 
+def test_what_is_wrong_is_told_in_the_order_of_the_file(tmp_path: Path):
+    (tmp_path / "p.csv").write_text("id,text,image\n0,x,a\n1,x,a\n2,x,a\n3,x,../a\n4,x\n")
+    with pytest.raises(UserError, match=r"p\.csv:5: path '\.\./a' leaves"):
+        load_pairs(tmp_path / "p.csv")
+
+
 # Many rows at a time
 
 odd_names = st.sampled_from(
