@@ -249,10 +249,11 @@ class PairsMaker:
         def placed(column: Any) -> Any:
             return column if order is None else column.take(order)
 
+        self.ids()
         return PairColumns(
             root,
-            placed(self.ids()),
-            placed(self._addresses.column()),  # each gives up the old one before the next is made
+            placed(self._ids.pop()),  # each column is given up before the next is made
+            placed(self._addresses.column()),
             placed(self.labels()),
             placed(np.frombuffer(self._splits, np.int8)),
             placed(self._texts.column()),

@@ -26,6 +26,7 @@ strings = st.lists(st.text(max_size=6) | st.sampled_from(["", "é", "…\n", "\u
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(columns, "TEXTS_OF_A_BLOCK", 3)
     monkeypatch.setattr(columns, "ROWS_AT_ONCE", 2)
+    monkeypatch.setattr(columns, "_TEXTS_AT_ONCE", 4)
     monkeypatch.setattr(pair_columns, "_AT_ONCE", 4)
 
 
