@@ -175,12 +175,12 @@ class TextColumn(Sequence[str]):
         """Those of some rows, (k,) int64, in that order; each block that has some of them is opened once."""
         order = np.argsort(rows, kind="stable")
         blocks, places = np.divmod(rows[order] + self._first, TEXTS_OF_A_BLOCK)
-        texts, opened = [""] * len(rows), -1
-        for row, block, place in zip(order.tolist(), blocks.tolist(), places.tolist(), strict=True):
-            if block != opened:
-                text, bounds = self._opened(block)
-                opened = block
-            texts[row] = text[bounds[place] : bounds[place + 1]]
+        starts = np.flatnonzero(np.diff(blocks, prepend=-1)).tolist()
+        texts = [""] * len(rows)
+        for start, end in pairwise([*starts, len(rows)]):
+            text, bounds = self._opened(int(blocks[start]))
+            for row, place in zip(order[start:end].tolist(), places[start:end].tolist(), strict=True):
+                texts[row] = text[bounds[place] : bounds[place + 1]]
         return texts
 
     def take(self, rows: Array) -> TextColumn:
