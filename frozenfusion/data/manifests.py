@@ -34,6 +34,7 @@ NO_IMAGE = "no image given"  # the file name, never there, of a pair whose image
 
 MANY_CLASSES = 20  # of one pair each
 
+_PARQUET_ROWS = 4096  # at once
 _COLUMNS = ("id", "text", "text_path", "image", "label", "split")
 
 
@@ -203,11 +204,11 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise UserError(f"{path}: reading Parquet needs pyarrow: pip install pyarrow, or save it as .csv") from error
     check_regular(path, MAX_TABLE_BYTES)
     try:
-        with parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(path, pre_buffer=False) as file:  # which would keep all that was read
             names = file.schema_arrow.names
             _require_columns(names, str(path))
             row_number = 0
-            for batch in file.iter_batches(columns=[name for name in _COLUMNS if name in names]):
+            for batch in file.iter_batches(_PARQUET_ROWS, columns=[name for name in _COLUMNS if name in names]):
                 for row in batch.to_pylist():
                     row_number += 1
                     yield f"{path}: row {row_number}", row
