@@ -246,7 +246,7 @@ def _parquet_file(path: Path) -> Iterator[tuple[Any, Any]]:
         import pyarrow.parquet as parquet
     except ImportError as error:
         raise UserError(f"{path}: reading Parquet needs pyarrow: pip install pyarrow, or save it as .npz") from error
-    with _opened(path) as raw, parquet.ParquetFile(raw) as file:
+    with _opened(path) as raw, parquet.ParquetFile(raw, pre_buffer=False) as file:
         yield file, file.schema_arrow
 
 
