@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,11 @@ def check_inside(root: Path, names: Iterable[str]) -> None:
             raise UserError(f"{root / name}: a link that leads out of {root}, and links are not followed: put a copy")
 
 
-def without_links(root: Path, records: Sequence[Record]) -> list[Record]:
+def without_links(root: Path, records: Iterable[Record]) -> Iterator[Record]:
     """The records; a text or an image that links lead out of `root` is one that is not there, and named as such."""
     if os.path.lexists(root / NOT_FOLLOWED):
         raise UserError(f"{root / NOT_FOLLOWED}: rename it: links that are not followed are called so")
-    kept, refused = [], []
+    refused = []
     for record in records:
         paths = {"image": record.image, **({"text": record.text} if isinstance(record.text, Path) else {})}
         outside: dict[str, Any] = {
@@ -36,11 +36,10 @@ def without_links(root: Path, records: Sequence[Record]) -> list[Record]:
             if not _is_inside(root, path)
         }
         refused += [f"{printable(record.id)} ({name})" for name in outside]
-        kept.append(dataclasses.replace(record, **outside) if outside else record)
+        yield dataclasses.replace(record, **outside) if outside else record
     if refused:
         told = f"{len(refused):,} texts and images are links out of the folder, and count as missing"
         log.warning("%s: %s: %s", root, told, first_few(refused))
-    return kept
 
 
 def _is_inside(root: Path, path: Path) -> bool:

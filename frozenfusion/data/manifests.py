@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from frozenfusion.data.listing import Listing
+from frozenfusion.data.plain_rows import PlainRows, Row, in_blocks
 from frozenfusion.data.records import (
     EMPTY_CELLS,
+    MAX_LINE,
     MAX_TABLE_BYTES,
     SENTIMENTS,
     Record,
@@ -21,8 +23,7 @@ from frozenfusion.data.records import (
     checked_path,
     checked_split,
     read_lines,
-    read_table,
-    unique,
+    table_lines,
 )
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import check_regular
@@ -33,30 +34,50 @@ NO_IMAGE = "no image given"  # the file name, never there, of a pair whose image
 
 MANY_CLASSES = 20  # of one pair each
 
+_PARQUET_ROWS = 4096  # at once
 _COLUMNS = ("id", "text", "text_path", "image", "label", "split")
 
 
-def read_manifest(path: Path) -> tuple[list[Record], tuple[str, ...]]:
-    """The records of a .csv, .tsv, .jsonl or .parquet file by id, and the label names. Raises UserError.
+def read_manifest(path: Path, empty: Counter[str]) -> Iterator[Record]:
+    """The records of a .csv, .tsv, .jsonl or .parquet file, as it lists them. Raises UserError.
 
     Columns: id, text or text_path, image, and if wanted label and split; others are left alone. Empty cells stand for
-    nothing: no text, no image, no label, no split.
+    nothing: no text, no image, no label, no split. Label cells that stand for none are counted in `empty`.
     """
+    return _records(path, _reader(path)(path), empty)
+
+
+def list_manifest(path: Path, listing: Listing, empty: Counter[str]) -> None:
+    """Add what `read_manifest` reads to a listing, many rows at a time where all are plain. Raises UserError."""
+    plain = PlainRows()
+    for rows in in_blocks(_reader(path)(path)):
+        try:
+            cells = {name: _cells([row.get(name) for _, row in rows]) for name in _COLUMNS}
+            columns = plain.columns(cells, NO_IMAGE)
+        except UserError:  # which is to name its line
+            columns = None
+        if columns is None:
+            listing.add(_records(path, rows, empty))
+            continue
+        listing.extend(**columns)
+        for cell, count in Counter(cells["label"]).items():
+            if cell.strip() in EMPTY_CELLS:
+                empty[cell.strip()] += count
+
+
+def _reader(path: Path) -> Callable[[Path], Iterator[Row]]:
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise UserError(f"{path}: not a manifest: expected a folder, or a .csv, .tsv, .jsonl or .parquet file")
-    empty: Counter[str] = Counter()  # labels that stand for none
+    return reader
 
-    def read() -> Iterator[Record]:
-        for source, row in reader(path):
-            record = _record(row, source, path.parent)
-            if record.label is None and isinstance(row.get("label"), str):
-                empty[row["label"].strip()] += 1
-            yield record
 
-    records = unique(read())
-    _tell_of_labels(path, {cell: empty[cell] for cell in sorted(EMPTY_CELLS) if empty[cell]}, records)
-    return records, label_names(record.label for record in records)
+def _records(path: Path, rows: Iterable[Row], empty: Counter[str]) -> Iterator[Record]:
+    for source, row in rows:
+        record = _record(row, source, path.parent)
+        if record.label is None and isinstance(row.get("label"), str):
+            empty[row["label"].strip()] += 1
+        yield record
 
 
 def label_names(labels: Iterable[str | None]) -> tuple[str, ...]:
@@ -71,12 +92,14 @@ def _is_number(name: str) -> bool:
     return name.isascii() and name.isdecimal() and len(name) < 19
 
 
-def _tell_of_labels(path: Path, empty: Mapping[str, int], records: Sequence[Record]) -> None:
-    """Warn of labels that stand for none, and of a column that looks like names of pairs rather than of classes."""
-    if empty:
-        told = ", ".join(f"{count:,} {name}" for name, count in empty.items())
+def tell_of_labels(path: Path, empty: Mapping[str, int], classes: Mapping[str, int]) -> None:
+    """Warn of labels that stand for none, and of a column that looks like names of pairs rather than of classes.
+
+    empty, classes: how many cells, and how many pairs, have each.
+    """
+    told = ", ".join(f"{empty[cell]:,} {cell}" for cell in sorted(EMPTY_CELLS) if empty.get(cell))
+    if told:
         log.warning("%s: labels that stand for an empty cell are read as no label: %s", path, told)
-    classes = Counter(record.label for record in records if record.label is not None)
     single = sum(count == 1 for count in classes.values())
     if single >= MANY_CLASSES and 2 * single > len(classes):
         told = f"{single:,} of the {len(classes):,} classes have one pair alone"
@@ -110,6 +133,16 @@ def _cell(value: Any, name: str, source: str) -> str:
     return str(value)
 
 
+def _cells(values: Sequence[Any]) -> list[str]:
+    """Some cells of a column as `_cell` makes each a string."""
+    kinds = set(map(type, values))
+    if kinds == {str}:
+        return list(values)
+    if kinds <= {str, int, type(None)}:
+        return ["" if value is None else str(value) for value in values]
+    return [_cell(value, "", "") for value in values]
+
+
 def _require_columns(names: Iterable[str], source: str) -> None:
     present = set(names)
     missing = [name for name in ("id", "image") if name not in present]
@@ -120,14 +153,13 @@ def _require_columns(names: Iterable[str], source: str) -> None:
 
 
 def _delimited(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    csv.field_size_limit(MAX_TABLE_BYTES)  # the file itself is no longer
-    lines = csv.reader(
-        io.StringIO(read_table(path), newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True
-    )
+    csv.field_size_limit(MAX_LINE)
+    lines = csv.reader(table_lines(path), delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
     header: list[str] = []
+    file = str(path)
     try:
         for cells in lines:
-            source = f"{path}:{lines.line_num}"
+            source = f"{file}:{lines.line_num}"
             if not any(cells):
                 continue
             if not header:
@@ -145,9 +177,10 @@ def _delimited(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    decoder = json.JSONDecoder(object_pairs_hook=_unique)
     for source, line in read_lines(path):
         try:
-            row = json.loads(line, object_pairs_hook=_unique)
+            row = decoder.decode(line)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{source}: malformed line: not JSON ({error})") from error
         if not isinstance(row, dict):
@@ -171,11 +204,11 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise UserError(f"{path}: reading Parquet needs pyarrow: pip install pyarrow, or save it as .csv") from error
     check_regular(path, MAX_TABLE_BYTES)
     try:
-        with parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(path, pre_buffer=False) as file:  # which would keep all that was read
             names = file.schema_arrow.names
             _require_columns(names, str(path))
             row_number = 0
-            for batch in file.iter_batches(columns=[name for name in _COLUMNS if name in names]):
+            for batch in file.iter_batches(_PARQUET_ROWS, columns=[name for name in _COLUMNS if name in names]):
                 for row in batch.to_pylist():
                     row_number += 1
                     yield f"{path}: row {row_number}", row

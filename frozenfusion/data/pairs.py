@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,24 +14,14 @@ from numpy.typing import NDArray
 
 from frozenfusion.data.folders import LAYOUT_FILES, read_folder
 from frozenfusion.data.links import check_inside, without_links
-from frozenfusion.data.manifests import read_manifest
-from frozenfusion.data.records import SENTIMENTS, Record, line_count, read_text
+from frozenfusion.data.listing import Listing, Twice, tell_of_twice
+from frozenfusion.data.manifests import label_names, list_manifest, read_manifest, tell_of_labels
+from frozenfusion.data.pair_columns import Pair as Pair
+from frozenfusion.data.pair_columns import PairColumns
+from frozenfusion.data.records import SENTIMENTS
 from frozenfusion.utils.errors import UsageError, UserError
 from frozenfusion.utils.files import writing
 from frozenfusion.utils.messages import printable
-
-SEVERAL_LINES = "several lines"
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """One image–text pair: its text is read, its image is not and may not be there."""
-
-    id: str
-    text: str  # "" when missing or empty
-    image: Path  # where the image file is, or should be
-    label: int | None  # index into Pairs.label_names
-    split: str | None  # "train", "val" or "test" where the files say so
 
 
 @dataclass(frozen=True)
@@ -42,7 +32,7 @@ class Pairs(Sequence[Pair]):
         path: the folder or manifest that they were read from.
         layout: "reference", "mvsa", "course", "manifest" or "unlabelled".
         label_names: the classes; labels are positions in it.
-        pairs: themselves.
+        pairs: themselves; they are kept as columns, whatever sequence is given.
         text_counts: how the texts were read: "utf-8", "utf-16", "gb18030", "replaced", "empty" and "missing" add up to
             all pairs, "several lines" is beside them.
         dropped: pairs that were left out, by reason.
@@ -51,9 +41,20 @@ class Pairs(Sequence[Pair]):
     path: Path
     layout: str
     label_names: tuple[str, ...]
-    pairs: tuple[Pair, ...] = field(repr=False)
+    pairs: Sequence[Pair] = field(repr=False)
     text_counts: dict[str, int]
     dropped: dict[str, int]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.pairs, PairColumns):
+            root = self.path if self.path.is_dir() else self.path.parent
+            object.__setattr__(self, "pairs", PairColumns.of(self.pairs, root))
+
+    @property
+    def columns(self) -> PairColumns:
+        """The pairs column by column, which is what takes little memory for millions."""
+        assert isinstance(self.pairs, PairColumns)
+        return self.pairs
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -63,39 +64,48 @@ class Pairs(Sequence[Pair]):
     @overload
     def __getitem__(self, index: slice) -> tuple[Pair, ...]: ...
     def __getitem__(self, index: int | slice) -> Pair | tuple[Pair, ...]:
-        return self.pairs[index]
+        return tuple(self.pairs[index]) if isinstance(index, slice) else self.pairs[index]
+
+    def __iter__(self) -> Iterator[Pair]:
+        return iter(self.pairs)
 
     @cached_property
     def ids(self) -> list[str]:
         """The ids, sorted."""
-        return [pair.id for pair in self.pairs]
+        return self.columns.ids()
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
         """The labels, int64 of shape (n,), -1 where there is none."""
-        return np.array([-1 if pair.label is None else pair.label for pair in self.pairs], dtype=np.int64)
+        return self.columns.label_codes.astype(np.int64)
 
     def rows(self, ids: Iterable[str]) -> NDArray[np.int64]:
         """The positions of `ids`, int64, -1 where absent."""
-        return np.array([self._position.get(id, -1) for id in ids], dtype=np.int64)
+        return self.columns.rows(list(ids))
+
+    def part(self, rows: slice) -> Pairs:
+        """The pairs at some positions, as a data set of their own."""
+        return Pairs(self.path, self.layout, self.label_names, self.pairs[rows], {}, {})
 
     def subset(self, ids: Iterable[str]) -> Pairs:
         """These pairs alone, as a data set of their own. Raises KeyError for an id that is not here."""
-        chosen = {pair.id for pair in self.select(ids)}
-        kept = tuple(pair for pair in self.pairs if pair.id in chosen)
+        kept = self.columns.take(np.unique(self._rows(ids)))
         return Pairs(self.path, self.layout, self.label_names, kept, {}, {})
 
     def select(self, ids: Iterable[str]) -> list[Pair]:
         """The pairs called `ids`, in that order. Raises KeyError for one that is not here."""
-        return [self.pairs[self._position[id]] for id in ids]
+        return list(self.columns.pairs_at(self._rows(ids)))
 
-    @cached_property
-    def _position(self) -> dict[str, int]:
-        return {pair.id: position for position, pair in enumerate(self.pairs)}
+    def _rows(self, ids: Iterable[str]) -> NDArray[np.int64]:
+        ids = list(ids)
+        rows = self.rows(ids)
+        if (rows < 0).any():
+            raise KeyError(ids[int(rows.argmin())])
+        return rows
 
     def summary(self) -> str:
         """What was found, in one line for a person."""
-        labels = np.bincount(self.labels + 1, minlength=len(self.label_names) + 1)
+        labels = np.bincount(self.columns.label_codes + 1, minlength=len(self.label_names) + 1)
         classes = dict(zip((*self.label_names, "unlabelled"), (*labels[1:], labels[0]), strict=True))
         told = [f"{len(self):,} pairs ({self.layout} layout)", _counts(classes)]
         told.append(f"texts: {_counts(self.text_counts)}")
@@ -128,17 +138,30 @@ def load_pairs(path: str | Path, *, follow_links: bool = True) -> Pairs:
         is_folder, is_there = path.is_dir(), path.exists()
     if not is_there:
         raise UserError(f"{path}: no such folder or manifest: check the path")
+    listing = Listing(path if is_folder else path.parent)
+    empty: Counter[str] = Counter()  # labels that stand for none
     if is_folder:
         if not follow_links:
             check_inside(path, LAYOUT_FILES)
         layout, records, dropped = read_folder(path)
-        names: tuple[str, ...] = SENTIMENTS
+        listing.add(records if follow_links else without_links(path, records))
     else:
-        records, names = read_manifest(path)
         layout, dropped = "manifest", {}
-    if not follow_links:
-        records = without_links(path if is_folder else path.parent, records)
-    return _assemble(path, layout, names, records, dropped)
+        if follow_links:
+            list_manifest(path, listing, empty)
+        else:
+            listing.add(without_links(path.parent, read_manifest(path, empty)))
+    if not listing.n:
+        raise UserError(f"{path}: no pairs are listed: check the label files or the manifest")
+    classes = listing.class_counts()
+    names = SENTIMENTS if is_folder else label_names(classes)
+    try:
+        columns, text_counts = listing.columns(names)
+    except Twice as twice:
+        raise tell_of_twice(twice, read_manifest(path, empty)) from None
+    if not is_folder:
+        tell_of_labels(path, empty, classes)
+    return Pairs(path, layout, names, columns, text_counts, dropped)
 
 
 def require_pairs(pairs: object) -> None:
@@ -147,29 +170,3 @@ def require_pairs(pairs: object) -> None:
         raise UsageError(
             f"`pairs` must be what load_pairs returned, not {type(pairs).__name__}: a part of them is pairs.subset(ids)"
         )
-
-
-def _assemble(path: Path, layout: str, names: tuple[str, ...], records: list[Record], dropped: dict[str, int]) -> Pairs:
-    if not records:
-        raise UserError(f"{path}: no pairs are listed: check the label files or the manifest")
-    index = {name: label for label, name in enumerate(names)}
-    found: Counter[str] = Counter()
-    pairs = []
-    for record in records:
-        text, how = read_text(record.text) if isinstance(record.text, Path) else clean_text(record.text)
-        found[how] += 1
-        found[SEVERAL_LINES] += line_count(text) > 1
-        label = None if record.label is None else index[record.label]
-        pairs.append(Pair(record.id, text, record.image, label, record.split))
-    order = ("utf-8", "utf-16", "gb18030", "replaced", "empty", "missing", SEVERAL_LINES)
-    counts = {name: found[name] for name in order if found[name]}
-    return Pairs(path, layout, names, tuple(pairs), counts, dropped)
-
-
-def clean_text(text: str) -> tuple[str, str]:
-    """A text that is a string already, cleaned as texts of files are, and how it was read: see read_text."""
-    whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # JSON can hold halves of characters
-    text = whole.strip()
-    if not text:
-        return "", "empty"
-    return text, "utf-8" if "\ufffd" not in text else "replaced"

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import codecs
 import errno
+import io
 import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from frozenfusion.utils.errors import UserError
-from frozenfusion.utils.files import NotRegularError, TooLargeError, file_error, read_file, read_regular_file
+from frozenfusion.utils.files import (
+    NotRegularError,
+    TooLargeError,
+    file_error,
+    open_regular_file,
+    read_regular_file,
+    reading,
+)
 from frozenfusion.utils.messages import shown
 from frozenfusion.utils.progress import log
 
@@ -21,10 +30,13 @@ NO_LABEL = frozenset({"", "null"})
 # How pandas and its like write a cell that is empty, and read it again: a class of that name is an accident.
 EMPTY_CELLS = frozenset({"nan", "NaN", "-nan", "None", "NULL", "NA", "N/A", "n/a", "<NA>", "#N/A", "NaT"})
 
-MAX_TABLE_BYTES = 2**30
+MAX_TABLE_BYTES = 2**36
+MAX_LINE = 2**24  # letters of a table's line, or of its cell
 MAX_TEXT_BYTES = 2**20
 MAX_NAME_BYTES = 255  # what file systems allow in one name
 MAX_PATH_BYTES = 4096
+
+_DECODED_AT_ONCE = 2**20  # bytes
 
 _NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO})
 _LINE_END = re.compile(r"\r\n|\r|\n")
@@ -121,18 +133,50 @@ def _encoded_length(name: str, source: str) -> int:
 
 def read_lines(path: Path) -> Iterator[tuple[str, str]]:
     """The lines of a label file that are not blank, each with its "FILE:LINE". Raises UserError."""
-    for number, line in enumerate(_LINE_END.split(read_table(path)), 1):
-        if line.strip():
-            yield f"{path}:{number}", line.strip()
+    file = str(path)
+    for number, line in enumerate(table_lines(path), 1):
+        if line := line.strip():
+            yield f"{file}:{number}", line
 
 
-def read_table(path: Path) -> str:
-    """A whole label file or manifest, of bounded size, as text. Raises UserError."""
-    text, encoding = _decode(read_file(path, MAX_TABLE_BYTES))
-    if encoding != "utf-8":
-        told = "UTF-8, with letters that cannot be read" if encoding == "replaced" else encoding
-        log.warning("%s: not UTF-8, read as %s", path, told)
-    return text
+def table_lines(path: Path) -> Iterator[str]:
+    """The lines of a label file or manifest with their ends, read as they are asked for. Raises UserError."""
+    with reading(path), open_regular_file(path, MAX_TABLE_BYTES) as file:
+        encoding = _encoding_of(file)
+        if encoding != "utf-8":
+            told = "UTF-8, with letters that cannot be read" if encoding == "replaced" else encoding
+            log.warning("%s: not UTF-8, read as %s", path, told)
+        file.seek(0)
+        how = ("utf-8", "replace") if encoding == "replaced" else (encoding, "strict")
+        lines = io.TextIOWrapper(file, *how, newline="")
+        try:
+            line, number = lines.readline(MAX_LINE + 1), 1
+            if encoding != "replaced":
+                line = line.removeprefix("\ufeff")
+            while line:
+                if len(line) > MAX_LINE:
+                    raise UserError(f"{path}:{number}: a line of more than {MAX_LINE:,} letters: check the file")
+                yield line
+                line, number = lines.readline(MAX_LINE + 1), number + 1
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: was changed while it was read: run the same command again") from error
+        finally:
+            lines.detach()
+
+
+def _encoding_of(file: BinaryIO) -> str:
+    """How a table is to be read, all of which is looked at: see decode_text."""
+    for encoding in _encodings(file.read(2)):
+        decoder = codecs.getincrementaldecoder(encoding)()
+        file.seek(0)
+        try:
+            while part := file.read(_DECODED_AT_ONCE):
+                decoder.decode(part)
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            continue
+        return encoding
+    return "replaced"
 
 
 def read_text(path: Path) -> tuple[str, str]:
@@ -164,20 +208,30 @@ def decode_text(data: bytes, *, cut: bool = False) -> tuple[str, str]:
     return text, encoding if text else "empty"
 
 
+def clean_text(text: str) -> str:
+    """A text that is a string already, cleaned as texts of files are; halves of characters, as in JSON, go."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").strip()
+
+
 def line_count(text: str) -> int:
     """How many lines a text has."""
     return len(_LINE_END.split(text))
 
 
 def _decode(data: bytes, cut: bool = False) -> tuple[str, str]:
-    marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # which is in neither of the others
-    for encoding in (*(["utf-16"] if marked else []), "utf-8", "gb18030"):
+    for encoding in _encodings(data):
         try:
             text = codecs.getincrementaldecoder(encoding)().decode(data, final=not cut)
         except UnicodeDecodeError:
             continue
         return text.removeprefix("\ufeff"), encoding
     return data.decode("utf-8", errors="replace"), "replaced"
+
+
+def _encodings(data: bytes) -> tuple[str, ...]:
+    """What to try, by the first bytes."""
+    marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # which is in neither of the others
+    return ("utf-16", "utf-8", "gb18030") if marked else ("utf-8", "gb18030")
 
 
 def _beginning(path: Path) -> bytes:

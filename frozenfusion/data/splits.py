@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from frozenfusion.data.pairs import Pair, Pairs
 from frozenfusion.utils import fits
@@ -65,6 +65,16 @@ _FITS: Mapping[str, fits.Fit] = {
 }
 
 
+class _Labelled(NamedTuple):
+    """What a draw needs of a pair."""
+
+    id: str
+    label: int
+
+
+Some = TypeVar("Some", Pair, _Labelled)
+
+
 class Overlap(NamedTuple):
     """How many test pairs have a text, or an image, that also occurs in the train part."""
 
@@ -90,10 +100,11 @@ def split_pairs(
     Raises:
         UserError: nothing is left to train.
     """
-    labelled = [pair for pair in pairs if pair.label is not None]
-    given = defaultdict(list)
-    for pair in labelled:
-        given[pair.split].append(pair)
+    given: dict[str | None, list[_Labelled]] = defaultdict(list)
+    columns = pairs.columns
+    for id, label, split in zip(columns.ids(), columns.label_codes.tolist(), columns.splits(), strict=True):
+        if label >= 0:
+            given[split].append(_Labelled(id, label))
     source = "files" if given["test"] else "seeded"
     train, test = given["train"], given["test"]
     if not test:
@@ -108,13 +119,13 @@ def split_pairs(
     return Split(source, seed, _ids(train), _ids(val), _ids(test))
 
 
-def stratified_sample(pairs: Sequence[Pair], fraction: float, seed: int, part: str) -> tuple[list[Pair], list[Pair]]:
+def stratified_sample(pairs: Sequence[Some], fraction: float, seed: int, part: str) -> tuple[list[Some], list[Some]]:
     """The pairs that stay and those drawn: `fraction` of each class, as near as whole pairs allow.
 
     Each class keeps at least one pair. Within a class, ids are drawn in the order of a keyed hash, so a pair that is
     added or removed moves few others, and no library's random numbers matter.
     """
-    classes: dict[int | None, list[Pair]] = defaultdict(list)
+    classes: dict[int | None, list[Some]] = defaultdict(list)
     for pair in sorted(pairs, key=lambda pair: _draw(pair.id, seed, part)):
         classes[pair.label].append(pair)
     quota = {label: len(members) * fraction for label, members in classes.items()}
@@ -131,7 +142,7 @@ def _draw(id: str, seed: int, part: str) -> bytes:
     return hashlib.blake2b(f"{seed}/{part}/{id}".encode(), digest_size=16).digest()
 
 
-def _ids(pairs: Iterable[Pair]) -> list[str]:
+def _ids(pairs: Iterable[_Labelled]) -> list[str]:
     return sorted(pair.id for pair in pairs)
 
 

@@ -74,7 +74,7 @@ def _part_of(pairs: Pairs, run: Run, wanted: str) -> Selection:
 
 def _unlabelled(pairs: Pairs) -> list[str]:
     """The ids of the pairs without a label. Raises UserError where there is none."""
-    ids = [pair.id for pair in pairs if pair.label is None]
+    ids = [id for id, label in zip(pairs.ids, pairs.labels.tolist(), strict=True) if label < 0]
     if not ids:
         raise UserError(f"{pairs.path}: every pair has a label: choose another `split`")
     return ids

@@ -7,7 +7,6 @@ Shapes: n rows of a part, k of a block, `shape` what one row is, (d,) or (r, d).
 from __future__ import annotations
 
 import csv
-import io
 import re
 import zipfile
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from frozenfusion.data.records import MAX_TABLE_BYTES, read_lines, read_table
+from frozenfusion.data.records import MAX_LINE, read_lines, table_lines
 from frozenfusion.store.raw_file import Array, byte_count
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import check_regular, file_error
@@ -26,6 +25,7 @@ from frozenfusion.utils.messages import first_few, one_line
 
 BLOCK_BYTES = 2**24
 MAX_ROW_BYTES = 2**26
+MAX_IDS_BYTES = 2**30
 PARQUET_ROWS = 4096  # at once
 FORMATS = "a .npz, .npy or .parquet file, or a folder of clip-retrieval with img_emb/ and metadata/"
 
@@ -197,8 +197,8 @@ def _ids_in(file: IO[bytes], path: Path) -> list[str]:
     if shape or dtype.kind not in "USiu":
         raise UserError(f"{path}: ids are {dtype} {(count, *shape)}: expected one text or whole number for each row")
     size = byte_count((count,), dtype)
-    if size > MAX_TABLE_BYTES:
-        raise UserError(f"{path}: ids of {size:,} bytes, more than {MAX_TABLE_BYTES:,}: check the file")
+    if size > MAX_IDS_BYTES:
+        raise UserError(f"{path}: ids of {size:,} bytes, more than {MAX_IDS_BYTES:,}: check the file")
     values = np.frombuffer(_exactly(file, size, path), dtype).tolist() if size else [""] * count
     return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
 
@@ -223,9 +223,9 @@ def _ids_beside(path: Path) -> Path:
 def _ids_of_table(path: Path) -> list[str]:
     if path.suffix.lower() == ".txt":
         return [line for _, line in read_lines(path)]
-    csv.field_size_limit(MAX_TABLE_BYTES)
+    csv.field_size_limit(MAX_LINE)
     try:
-        lines = [cells for cells in csv.reader(io.StringIO(read_table(path), newline=""), strict=True) if cells]
+        lines = [cells for cells in csv.reader(table_lines(path), strict=True) if cells]
         place = [cell.strip().lower() for cell in lines[0]].index("id")
         return [cells[place].strip() for cells in lines[1:]]
     except (csv.Error, LookupError, ValueError) as error:
@@ -246,7 +246,7 @@ def _parquet_file(path: Path) -> Iterator[tuple[Any, Any]]:
         import pyarrow.parquet as parquet
     except ImportError as error:
         raise UserError(f"{path}: reading Parquet needs pyarrow: pip install pyarrow, or save it as .npz") from error
-    with _opened(path) as raw, parquet.ParquetFile(raw) as file:
+    with _opened(path) as raw, parquet.ParquetFile(raw, pre_buffer=False) as file:
         yield file, file.schema_arrow
 
 

@@ -130,10 +130,11 @@ def reset_replaced(writer: StoreWriter, pairs: Pairs, arrays: FeatureArrays, *, 
 
     Raises UserError, and changes nothing, where others are there and `update` does not say that the arrays are theirs.
     """
-    rows = writer.store.rows(pairs.ids)
+    rows = writer.store.rows(pairs.columns.encoded_ids)
     settled = np.flatnonzero((rows >= 0) & (writer.store.status[rows] != PENDING))
     usable = writer.store.status[rows[settled]] == OK
-    found = compare_files(writer.store, rows[settled], [pairs[place].image for place in settled.tolist()], every=update)
+    images = [*map(pairs.columns.image, settled.tolist())]
+    found = compare_files(writer.store, rows[settled], images, every=update)
     others = [pairs[settled[place]].id for place in found.changed if usable[place]]
     if others and not update:
         raise UserError(

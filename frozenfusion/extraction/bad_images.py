@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -50,10 +50,13 @@ def _is_own(path: Path) -> bool:
         return False
 
 
-def write_list(cache: Path, store: FeatureStore, files: Mapping[str, str], reasons: Mapping[str, str]) -> Path | None:
+def write_list(
+    cache: Path, store: FeatureStore, files: Callable[[list[str]], list[str]], reasons: Mapping[str, str]
+) -> Path | None:
     """Write the list of every row that is neither ok nor pending; take an old list away where there is none.
 
-    `files` and `reasons` are by id. Returns the list's path, or None. Raises UserError where the disk refuses.
+    `files` tells where the images of ids are, "" where that is not known; `reasons` are by id. Returns the list's path,
+    or None. Raises UserError where the disk refuses.
     """
     path = list_path(cache)
     sweep(path)
@@ -67,7 +70,8 @@ def write_list(cache: Path, store: FeatureStore, files: Mapping[str, str], reaso
         path.unlink(missing_ok=True)
         return None
     lines: list[tuple[str, ...]] = [COLUMNS]
-    for row, name in zip(bad, store.names(bad), strict=True):
-        lines.append((name, files.get(name, ""), STATUS_NAMES[int(store.status[row])], reasons.get(name, "")))
+    names = store.names(bad)
+    for row, name, file in zip(bad, names, files(names), strict=True):
+        lines.append((name, file, STATUS_NAMES[int(store.status[row])], reasons.get(name, "")))
     keep_current(path, to_csv(lines))
     return path

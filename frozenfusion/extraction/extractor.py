@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -115,23 +116,28 @@ def _update_file(
             reset_replaced(writer, pairs, source, update=config.update)
         else:
             _reset_stale(writer, pairs, config, reasons)
-        writer.grow(pairs.ids)
-        rows = writer.store.rows(pairs.ids)
+        columns = pairs.columns
+        writer.grow(columns.encoded_ids)
+        rows = writer.store.rows(columns.encoded_ids)
         pending = np.flatnonzero(writer.store.status[rows] == PENDING)
         timing, imported = Timing(), None
         try:
             if isinstance(source, FeatureArrays):
                 imported = import_rows(writer, pairs, pending, source, reasons)
             elif len(pending):
-                tasks = [Task(int(rows[place]), pairs[place].image) for place in pending.tolist()]
-                timing = ExtractionLoop(writer, source, config, reasons).run(tasks, images_left)
+                tasks = (Task(int(rows[place]), columns.image(place)) for place in pending.tolist())
+                timing = ExtractionLoop(writer, source, config, reasons).run(tasks, len(pending), images_left)
             if config.rebuild:
                 writer.publish()
         finally:
-            files = {name: pair.image.as_posix() for name, pair in zip(pairs.ids, pairs, strict=True)}
-            bad_list = bad_images.write_list(cache, writer.store, files, reasons)
+            bad_list = bad_images.write_list(cache, writer.store, partial(_files, pairs), reasons)
         counts = _counts(writer.store.status[rows])
     return ExtractSummary(pairs, cache, counts, timing, imported, bad_list)
+
+
+def _files(pairs: Pairs, ids: list[str]) -> list[str]:
+    """Where the images of ids are, "" for an id that is none of the pairs'."""
+    return [pairs.columns.image(row).as_posix() if row >= 0 else "" for row in pairs.rows(ids).tolist()]
 
 
 def _update_shards(
@@ -203,7 +209,8 @@ def _open_store(pairs: Pairs, path: Path, config: ExtractConfig, source: Backbon
     if there and not config.rebuild:
         return StoreWriter.open(path, source.fingerprint)
     make = StoreWriter.rebuild if config.rebuild else StoreWriter.create
-    return make(path, pairs.ids, source.feature_shape, config.dtype, source.fingerprint, _about(config, source))
+    ids, about = pairs.columns.encoded_ids, _about(config, source)
+    return make(path, ids, source.feature_shape, config.dtype, source.fingerprint, about)
 
 
 def _check_resume(path: Path, config: ExtractConfig) -> bool:
@@ -237,7 +244,7 @@ def _reset_stale(writer: StoreWriter, pairs: Pairs, config: ExtractConfig, reaso
     An image that was deleted after its features were computed keeps them; a bad one is tried again if a kill lost the
     reason why it is bad. Raises UserError, and changes nothing, where the file looks like another data set's.
     """
-    rows = writer.store.rows(pairs.ids)
+    images, rows = pairs.columns.image, writer.store.rows(pairs.columns.encoded_ids)
     settled = np.flatnonzero((rows >= 0) & (writer.store.status[rows] != PENDING))
     usable = writer.store.status[rows[settled]] == OK
     changed = _changed(writer, pairs, settled[usable], rows, config)
@@ -248,7 +255,7 @@ def _reset_stale(writer: StoreWriter, pairs: Pairs, config: ExtractConfig, reaso
         for place in settled[~usable].tolist()
         if config.retry_failed
         or config.update
-        or file_stat(pairs[place].image) != tuple(writer.store.stat[rows[place]])
+        or file_stat(images(place)) != tuple(writer.store.stat[rows[place]])
         or pairs[place].id not in reasons
     ]
     if again or len(changed):
@@ -258,7 +265,8 @@ def _reset_stale(writer: StoreWriter, pairs: Pairs, config: ExtractConfig, reaso
 def _changed(writer: StoreWriter, pairs: Pairs, places: Rows, rows: Rows, config: ExtractConfig) -> Rows:
     """The rows of those pairs at `places` whose file has other bytes; the others get their new size and mtime."""
     rows = rows[places]
-    found = compare_files(writer.store, rows, [pairs[place].image for place in places.tolist()], every=config.update)
+    images = [*map(pairs.columns.image, places.tolist())]
+    found = compare_files(writer.store, rows, images, every=config.update)
     if found.looks_foreign and not (config.update or config.rebuild):
         some = first_few([pairs[places[place]].id for place in found.changed])
         raise UserError(

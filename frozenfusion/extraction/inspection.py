@@ -82,7 +82,7 @@ def _how_to_make_anew(store: FeatureStore, damaged: list[str], data: Path | None
 
 def _compare(store: FeatureStore, pairs: Pairs) -> tuple[Comparison, list[str]]:
     """Every image file that is there beside its row's digest, and the ids of those that differ."""
-    rows = store.rows(pairs.ids)
+    rows = store.rows(pairs.columns.encoded_ids)
     places = np.flatnonzero((rows >= 0) & (store.status[rows] == OK))
-    found = compare_files(store, rows[places], [pairs[place].image for place in places.tolist()], every=True)
+    found = compare_files(store, rows[places], [*map(pairs.columns.image, places.tolist())], every=True)
     return found, [pairs[places[place]].id for place in found.changed]

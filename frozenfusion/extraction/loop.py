@@ -78,18 +78,18 @@ class ExtractionLoop:
         self._timing = Timing()
         self._started: deque[tuple[list[Decoded], PendingFeatures]] = deque()
 
-    def run(self, tasks: list[Task], images_left: int | None = None) -> Timing:
-        """Compute every task's row, or mark why it cannot be; a network that ran before goes on as it was prepared.
+    def run(self, tasks: Iterable[Task], n: int, images_left: int | None = None) -> Timing:
+        """Compute the rows of `n` tasks, or mark why one cannot be; a network that ran before goes on as prepared.
 
         images_left: how many are to come in all, by default these.
         """
-        left = len(tasks) if images_left is None else images_left
+        left = n if images_left is None else images_left
         runner = self._backbone.runner or self._backbone.prepare(
             self._config.device, self._config.runtime, images_left=left, batch_size=self._config.batch_size
         )
         log.info("extracting on %s", runner)
         size, began = runner.batch_size, time.perf_counter()
-        showing, decoder = Progress(len(tasks), "img", "extracting"), self._decoder()
+        showing, decoder = Progress(n, "img", "extracting"), self._decoder()
         with quiet_pillow(), showing as self._progress, self._pool() as pool, decoder as self._decodes:
             batch: list[Decoded] = []
             for image in self._timed(_in_order(pool, self._decode, tasks, BATCHES_AHEAD * size)):
@@ -108,7 +108,7 @@ class ExtractionLoop:
             while self._started:
                 self._finish()
         self._writer.commit()
-        self._timing.images = len(tasks)
+        self._timing.images = n
         self._timing.total = time.perf_counter() - began
         return self._timing
 

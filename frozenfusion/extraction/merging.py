@@ -58,4 +58,5 @@ def _merge_lists(folder: Path, target: Path) -> None:
         listed = bad_images.read_rows(shard_path(folder, shard))
         files |= {name: row["file"] for name, row in listed.items()}
         reasons |= {name: row["reason"] for name, row in listed.items()}
-    bad_images.write_list(target, FeatureStore(target), files, reasons)
+    store = FeatureStore(target)
+    bad_images.write_list(target, store, lambda ids: [files.get(id, "") for id in ids], reasons)

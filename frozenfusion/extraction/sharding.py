@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import os
 import shutil
@@ -14,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from frozenfusion import __version__
-from frozenfusion.data.pairs import Pair, Pairs
+from frozenfusion.data.pair_columns import without_mark
+from frozenfusion.data.pairs import Pairs
 from frozenfusion.extraction.bad_images import list_path
 from frozenfusion.extraction.claims import Worker
 from frozenfusion.extraction.config import ExtractConfig
@@ -39,6 +39,8 @@ from frozenfusion.utils.files import put_first, replacing, writing
 from frozenfusion.utils.locks import lock_path
 from frozenfusion.utils.progress import log
 
+_HASHED_AT_ONCE = 2**14  # pairs
+
 Compute = Callable[[Pairs, Path, int], None]
 """Brings a feature file, which need not be there yet, up to date for some pairs; given how many are left in all."""
 
@@ -56,7 +58,7 @@ def agree_on_plan(
         raise UserError(
             f"{folder}: `rebuild=True` makes one file anew, and this is a folder of shards: delete it instead"
         )
-    ids = encode_ids(pairs.ids)
+    ids = encode_ids(pairs.columns.encoded_ids)
     there = is_sharded(folder)
     if not there and folder.exists() and not (folder.is_dir() and _is_begun(folder)):
         raise UserError(f"{folder}: is there already, and no folder of shards: choose another `cache`")
@@ -110,10 +112,7 @@ def compute_shards(
                     path = shard_path(folder, shard)
                     if again or not (path.exists() and FeatureStore(path).finished):
                         log.info(f"shard {shard + 1:,} of {len(plan.shards):,}")
-                        part = dataclasses.replace(
-                            pairs, pairs=pairs.pairs[plan.rows(shard)], text_counts={}, dropped={}
-                        )
-                        _compute_shard(worker, path, shard, part, images, compute)
+                        _compute_shard(worker, path, shard, pairs.part(plan.rows(shard)), images, compute)
                 finally:
                     worker.give_up(claim)
             if left == todo:  # all of them have been others' for a whole round
@@ -194,14 +193,9 @@ def _clear(folder: Path, worker: Worker) -> None:
 
 def _pairs_sha256(pairs: Pairs) -> str:
     """SHA-256 of all ids and of where their images are within the data, which each machine may have elsewhere."""
-    digest, root = hashlib.sha256(), pairs.path if pairs.path.is_dir() else pairs.path.parent
-    for pair in pairs:
-        digest.update(f"{pair.id}\0{_place(pair, root)}\0".encode(errors="surrogatepass"))
+    digest, columns = hashlib.sha256(), pairs.columns
+    for start in range(0, len(pairs), _HASHED_AT_ONCE):
+        some = columns[start : start + _HASHED_AT_ONCE]
+        named = zip(some.ids(), map(without_mark, some.addresses), strict=True)
+        digest.update("".join([f"{id}\0{place}\0" for id, place in named]).encode(errors="surrogatepass"))
     return digest.hexdigest()
-
-
-def _place(pair: Pair, root: Path) -> str:
-    try:
-        return pair.image.relative_to(root).as_posix()
-    except ValueError:
-        return pair.image.as_posix()

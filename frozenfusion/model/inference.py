@@ -18,7 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from frozenfusion.data.identity import require_same_images
-from frozenfusion.data.pairs import Pair, clean_text
+from frozenfusion.data.pairs import Pair
+from frozenfusion.data.records import clean_text
 from frozenfusion.fusion.base import MODALITIES
 from frozenfusion.model.dataset import Batch, Images, PairDataset, stored_images
 from frozenfusion.model.network import PairNetwork
@@ -127,7 +128,7 @@ def _text(text: str | None) -> str:
         return ""
     if not isinstance(text, str):
         raise ValueError(f"a text is a string or None, not {text!r}")
-    return clean_text(text)[0]
+    return clean_text(text)
 
 
 def _images(

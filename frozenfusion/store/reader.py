@@ -25,6 +25,7 @@ from frozenfusion.utils.messages import first_few, printable
 
 MAX_ID_BYTES = 1024
 CHUNK_BYTES = 2**22
+_NAMES_AT_ONCE = 2**16
 
 Rows = npt.NDArray[np.int64]
 
@@ -79,17 +80,16 @@ class FeatureStore:
             vars(self).pop(name, None)
         self._mapped.close()
 
-    def rows(self, ids: Sequence[str]) -> Rows:
-        """The row of each id, (k,) int64; -1 where the store has no such id."""
-        encoded = [name.encode("utf-8", "surrogatepass") for name in ids]
-        wanted = np.array(encoded, dtype=self.ids.dtype)  # cuts longer names, pads with NUL: `exact` tells them apart
+    def rows(self, ids: Sequence[str] | Array) -> Rows:
+        """The row of each id, (k,) int64; -1 where the store has no such id. An array has them as the store has."""
+        wanted = ids if isinstance(ids, np.ndarray) else encoded_names(ids)
         if np.array_equal(wanted, self.ids):
-            rows = np.arange(self.n)
-        else:
-            rows = np.minimum(np.searchsorted(self.ids, wanted), self.n - 1)
-        width = self.ids.dtype.itemsize
-        exact = np.fromiter((len(code) <= width and code[-1:] != b"\0" for code in encoded), bool, len(encoded))
-        return np.where(exact & (self.ids[rows] == wanted), rows, -1).astype(np.int64)
+            return np.arange(self.n)
+        rows = np.minimum(np.searchsorted(self.ids, wanted), self.n - 1)
+        found = self.ids[rows] == wanted
+        if not isinstance(ids, np.ndarray):
+            found &= np.fromiter((not name.endswith("\0") for name in ids), bool, len(ids))  # NumPy ignores those
+        return np.where(found, rows, -1).astype(np.int64)
 
     def require_rows(self, ids: Sequence[str], data: str | os.PathLike[str] = "DATA") -> Rows:
         """The row of each id, (k,) int64. Raises UserError, with the command for `data`, unless all are computed."""
@@ -220,25 +220,38 @@ def as_store(features: FeatureStore | str | os.PathLike[str]) -> FeatureStore:
     return FeatureStore(features)
 
 
-def encode_ids(ids: Sequence[str]) -> Array:
-    """Row names as sorted fixed-length UTF-8, (n,) S. Raises UserError for names that cannot be a store's."""
+def encoded_names(names: Sequence[str]) -> Array:
+    """Names as UTF-8 of fixed length, (k,) S; those that no store has as well."""
+    return np.array([name.encode("utf-8", "surrogatepass") for name in names], np.bytes_)
+
+
+def encode_ids(ids: Sequence[str] | Array) -> Array:
+    """Row names as sorted fixed-length UTF-8, (n,) S; an array has them so, maybe longer than the longest.
+
+    Raises UserError for names that cannot be a store's.
+    """
     if not len(ids):
         raise UserError("a feature store needs at least one id: check that the data has any pairs")
-    encoded = []
-    for name in ids:
-        try:
-            code = name.encode()
-        except UnicodeEncodeError as error:
-            raise UserError(f"id {name!r} is not valid text: rename it") from error
-        if not 0 < len(code) <= MAX_ID_BYTES or b"\0" in code:
-            raise UserError(f"id {name[:40]!r} is empty, over {MAX_ID_BYTES} bytes or has a NUL in it: rename it")
-        encoded.append(code)
-    array = np.array(encoded, dtype=np.bytes_)
+    for start in range(0, len(ids), _NAMES_AT_ONCE):
+        for name in _decoded(ids[start : start + _NAMES_AT_ONCE]):
+            try:
+                code = name.encode()
+            except UnicodeEncodeError as error:
+                raise UserError(f"id {name!r} is not valid text: rename it") from error
+            if not 0 < len(code) <= MAX_ID_BYTES or b"\0" in code:
+                raise UserError(f"id {name[:40]!r} is empty, over {MAX_ID_BYTES} bytes or has a NUL in it: rename it")
+    array = ids.astype(f"S{np.char.str_len(ids).max()}") if isinstance(ids, np.ndarray) else encoded_names(ids)
     wrong = np.flatnonzero(array[:-1] >= array[1:])
     if wrong.size:
-        first, second = ids[int(wrong[0])], ids[int(wrong[0]) + 1]
+        first, second = _decoded(ids[int(wrong[0]) : int(wrong[0]) + 2])
         raise UserError(f"ids must be sorted and each occur once, but {first!r} comes before {second!r}: mend the ids")
     return array
+
+
+def _decoded(names: Sequence[str] | Array) -> Sequence[str]:
+    if not isinstance(names, np.ndarray):
+        return names
+    return [code.decode("utf-8", "surrogatepass") for code in names.tolist()]
 
 
 def _reopen(path: Path, ids_crc32: int) -> FeatureStore:

@@ -52,7 +52,7 @@ class StoreWriter:
     def create(
         cls,
         path: str | os.PathLike[str],
-        ids: Sequence[str],
+        ids: Sequence[str] | Array,
         shape: tuple[int, ...],
         dtype: npt.DTypeLike,
         fingerprint: Mapping[str, Scalar],
@@ -76,7 +76,7 @@ class StoreWriter:
 
     @classmethod
     def extend(
-        cls, path: str | os.PathLike[str], new_ids: Sequence[str], fingerprint: Mapping[str, Scalar]
+        cls, path: str | os.PathLike[str], new_ids: Sequence[str] | Array, fingerprint: Mapping[str, Scalar]
     ) -> StoreWriter:
         """Go on with a store after adding those of `new_ids` that it lacks, as pending rows.
 
@@ -99,7 +99,7 @@ class StoreWriter:
     def rebuild(
         cls,
         path: str | os.PathLike[str],
-        ids: Sequence[str],
+        ids: Sequence[str] | Array,
         shape: tuple[int, ...],
         dtype: npt.DTypeLike,
         fingerprint: Mapping[str, Scalar],
@@ -265,13 +265,14 @@ class StoreWriter:
         if time.monotonic() >= self._next_commit:
             self.commit()
 
-    def grow(self, ids: Sequence[str]) -> None:
+    def grow(self, ids: Sequence[str] | Array) -> None:
         """Add those of `ids` that the store lacks, as pending rows: see `extend`. Rows have other numbers then."""
         old = self.store
-        missing = sorted({ids[i] for i in np.flatnonzero(old.rows(ids) < 0).tolist()})
-        if not missing:
+        lacking = np.flatnonzero(old.rows(ids) < 0)
+        if not len(lacking):
             return
         self._lock.require()
+        missing = ids[lacking] if isinstance(ids, np.ndarray) else sorted({ids[i] for i in lacking.tolist()})
         merged = np.union1d(old.ids, encode_ids(missing))
         beside = temporary_beside(self.path)
         create_file(beside, merged, old.shape, old.dtype, old.fingerprint, old.attributes)

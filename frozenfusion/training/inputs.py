@@ -126,7 +126,7 @@ class TrainingInputs:
     @property
     def classes_without_pairs(self) -> list[str]:
         """Names of labels that no training pair has."""
-        found = {pair.label for pair in self.pairs.select(self.split.train)}
+        found = set(self.pairs.labels[self.pairs.rows(self.split.train)].tolist())
         return [name for label, name in enumerate(self.pairs.label_names) if label not in found]
 
     @cached_property
@@ -280,6 +280,8 @@ def _check_split(pairs: Pairs, split: Split) -> None:
             raise UserError(f"the split's {part} part names a pair twice")
     if not split.train:
         raise UserError("the split's train part is empty: nothing can be learned")
-    bare = [pair.id for pair in pairs.select([*split.train, *split.val]) if pair.label is None]
-    if bare:
-        raise UserError(f"the split has pairs without a label to train or validate on: {first_few(bare)}")
+    used = [*split.train, *split.val]
+    bare = np.flatnonzero(pairs.labels[pairs.rows(used)] < 0)
+    if len(bare):
+        told = first_few([used[place] for place in bare.tolist()])
+        raise UserError(f"the split has pairs without a label to train or validate on: {told}")

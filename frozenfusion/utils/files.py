@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.messages import one_line
@@ -243,8 +243,9 @@ class TooLargeError(OSError):
     """A file with more bytes than the caller reads."""
 
 
-def read_regular_file(path: str | os.PathLike[str], limit: int) -> bytes:
-    """Read a regular file of at most `limit` bytes; never waits on a pipe or a device.
+@contextmanager
+def open_regular_file(path: str | os.PathLike[str], limit: int) -> Iterator[BinaryIO]:
+    """Open a regular file of at most `limit` bytes for reading; never waits on a pipe or a device.
 
     Raises OSError: NotRegularError, TooLargeError, or what the operating system says.
     """
@@ -258,9 +259,15 @@ def read_regular_file(path: str | os.PathLike[str], limit: int) -> bytes:
         if status.st_size > limit:
             raise TooLargeError(f"{status.st_size:,} bytes, more than {limit:,}")
         with open(handle, "rb", closefd=False) as file:
-            content = file.read(limit + 1)
+            yield file
     finally:
         os.close(handle)
+
+
+def read_regular_file(path: str | os.PathLike[str], limit: int) -> bytes:
+    """Read what `open_regular_file` opens. Raises OSError as it does."""
+    with open_regular_file(path, limit) as file:
+        content = file.read(limit + 1)
     if len(content) > limit:  # it grew, or is of a kind that does not tell its size
         raise TooLargeError(f"more than {limit:,} bytes")
     return content
@@ -268,8 +275,15 @@ def read_regular_file(path: str | os.PathLike[str], limit: int) -> bytes:
 
 def read_file(path: str | os.PathLike[str], limit: int) -> bytes:
     """What `read_regular_file` reads. Raises UserError for what is missing, no regular file, or larger than that."""
-    try:
+    with reading(path):
         return read_regular_file(path, limit)
+
+
+@contextmanager
+def reading(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what `open_regular_file` raises inside the block into a UserError that names `path`."""
+    try:
+        yield
     except (NotRegularError, TooLargeError) as error:
         raise UserError(f"{path}: {error}, which no file of this kind is: check the path") from error
     except OSError as error:

@@ -116,6 +116,13 @@ def test_shards_are_the_rows_of_one_file_and_merge_into_its_bytes(data: Path, wh
     assert "all 10 rows are as they were written, and come from the 10 image files" in verify(made, data)
 
 
+def test_no_pair_is_made_for_what_its_columns_tell(data: Path, made: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("frozenfusion.data.pair_columns.Pair", None)  # of ten million, each would take a kilobyte
+    summary = run(data, tmp_path / "big", shards=ROWS)
+    assert same(summary.cache, made)
+    assert "11 pairs (unlabelled layout)" in str(summary)
+
+
 def test_the_same_command_finds_nothing_to_compute_and_needs_no_shards_flag(data: Path, folder: Path):
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     summary = run(data, folder)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from stores import IDS, MADE_BY, error_of, made, write, written
 
 from frozenfusion.store import writer as store_module
-from frozenfusion.store.reader import FeatureStore
+from frozenfusion.store.reader import FeatureStore, encode_ids
 from frozenfusion.store.status import MISSING, OK, PENDING, REFUSED, UNREADABLE
 from frozenfusion.store.writer import StoreWriter
 from frozenfusion.utils.errors import UserError
@@ -62,6 +62,29 @@ def test_ids_that_are_not_there_get_no_row(ids: set[str], others: list[str]) -> 
         asked = [*others, *ids, *(name + "\0" for name in ids), "", "\udc80"]
         expected = [sorted(ids).index(name) if name in ids else -1 for name in asked]
         assert FeatureStore(path).rows(asked).tolist() == expected
+
+
+@few_examples
+@given(st.sets(ids_of_any_kind, min_size=2, max_size=20), st.integers(1, 90))
+def test_ids_in_an_array_are_the_ids_in_a_list(ids: set[str], wider: int) -> None:
+    names = sorted(ids)
+    encoded = np.array([name.encode() for name in names])
+    array = encoded.astype(f"S{encoded.itemsize + wider}")
+    assert encode_ids(array).tobytes() == encode_ids(names).tobytes()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.h5"
+        made(path, names[1:]).close()
+        assert FeatureStore(path).rows(array).tolist() == [-1, *range(len(names) - 1)]
+        with StoreWriter.open(path, MADE_BY) as writer:
+            writer.grow(array)
+            assert writer.store.names() == names
+            assert writer.store.ids.dtype == encoded.dtype
+
+
+@pytest.mark.parametrize("ids", [[b""], [b"b", b"a"], [b"a", b"a"], [b"a\0b"], [b"\xed\xb2\x80"], [b"x" * 1025]])
+def test_ids_in_an_array_that_cannot_name_rows_are_refused(ids: list[bytes]) -> None:
+    with pytest.raises(UserError):
+        encode_ids(np.array(ids))
 
 
 def test_gather_takes_rows_in_any_order_and_refuses_rows_that_are_not_there(path: Path) -> None:
