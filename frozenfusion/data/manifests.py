@@ -7,49 +7,61 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from frozenfusion.data.places import Place
 from frozenfusion.data.records import (
+    COLUMNS,
     EMPTY_CELLS,
     MAX_TABLE_BYTES,
     SENTIMENTS,
     Record,
     checked_id,
     checked_label,
-    checked_path,
     checked_split,
     read_lines,
     read_table,
+    renamed,
+    require_columns,
     unique,
 )
+from frozenfusion.data.remote import checked_image, checked_text_path
+from frozenfusion.data.tables import Rows, table_rows
 from frozenfusion.utils.errors import UserError
-from frozenfusion.utils.files import check_regular
-from frozenfusion.utils.messages import one_line, shown
+from frozenfusion.utils.messages import shown
 from frozenfusion.utils.progress import log
 
 NO_IMAGE = "no image given"  # the file name, never there, of a pair whose image cell is empty
 
 MANY_CLASSES = 20  # of one pair each
 
-_COLUMNS = ("id", "text", "text_path", "image", "label", "split")
 
-
-def read_manifest(path: Path) -> tuple[list[Record], tuple[str, ...]]:
+def read_manifest(
+    path: Path, columns: Mapping[str, str], *, remote: bool = False
+) -> tuple[list[Record], tuple[str, ...]]:
     """The records of a .csv, .tsv, .jsonl or .parquet file by id, and the label names. Raises UserError.
 
     Columns: id, text or text_path, image, and if wanted label and split; others are left alone. Empty cells stand for
     nothing: no text, no image, no label, no split.
+
+    columns: what the file calls the columns that it names otherwise.
+    remote: whether images may be anywhere in object stores.
     """
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise UserError(f"{path}: not a manifest: expected a folder, or a .csv, .tsv, .jsonl or .parquet file")
+    return read_rows(reader(path, columns), path, path.parent, remote=remote)
+
+
+def read_rows(rows: Rows, path: Path, folder: Path, *, remote: bool) -> tuple[list[Record], tuple[str, ...]]:
+    """The records of rows out of `path` by id, and the label names; images are below `folder`. Raises UserError."""
     empty: Counter[str] = Counter()  # labels that stand for none
 
     def read() -> Iterator[Record]:
-        for source, row in reader(path):
-            record = _record(row, source, path.parent)
+        for source, row in rows:
+            record = _record(row, source, folder, remote)
             if record.label is None and isinstance(row.get("label"), str):
                 empty[row["label"].strip()] += 1
             yield record
@@ -83,16 +95,18 @@ def _tell_of_labels(path: Path, empty: Mapping[str, int], records: Sequence[Reco
         log.warning("%s: %s: is the column `label` what is to be learned?", path, told)
 
 
-def _record(row: dict[str, Any], source: str, folder: Path) -> Record:
-    cells = {name: _cell(row.get(name), name, source) for name in _COLUMNS}
+def _record(row: dict[str, Any], source: str, folder: Path, remote: bool) -> Record:
+    image = row.get("image")
+    cells = {name: _cell(row.get(name), name, source) for name in COLUMNS if name != "image"}
     text: str | Path = cells["text"]
     if not text and cells["text_path"]:
-        text = checked_path(folder, cells["text_path"], source)
-    image = cells["image"].strip()
+        text = checked_text_path(folder, cells["text_path"], source)
+    if not isinstance(image, Place):
+        image = checked_image(folder, _cell(image, "image", source).strip() or NO_IMAGE, source, remote=remote)
     return Record(
         id=checked_id(cells["id"].strip(), source),
         source=source,
-        image=checked_path(folder, image or NO_IMAGE, source),
+        image=image,
         text=text,
         label=checked_label(cells["label"], source),
         split=checked_split(cells["split"], source),
@@ -110,16 +124,8 @@ def _cell(value: Any, name: str, source: str) -> str:
     return str(value)
 
 
-def _require_columns(names: Iterable[str], source: str) -> None:
-    present = set(names)
-    missing = [name for name in ("id", "image") if name not in present]
-    if not {"text", "text_path"} & present:
-        missing.append("text or text_path")
-    if missing:
-        raise UserError(f"{source}: no column {', '.join(missing)}: a manifest has id, text or text_path, and image")
-
-
-def _delimited(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _delimited(path: Path, columns: Mapping[str, str]) -> Rows:
+    columns = {role: name.lower() for role, name in columns.items()}
     csv.field_size_limit(MAX_TABLE_BYTES)  # the file itself is no longer
     lines = csv.reader(
         io.StringIO(read_table(path), newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True
@@ -131,9 +137,9 @@ def _delimited(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             if not any(cells):
                 continue
             if not header:
-                header = [cell.strip().lower() for cell in cells]
-                _require_columns(header, source)
-                twice = [name for name in _COLUMNS if header.count(name) > 1]
+                header = [renamed(cell.strip().lower(), columns) for cell in cells]
+                require_columns(header, source, columns)
+                twice = [name for name in COLUMNS if header.count(name) > 1]
                 if twice:
                     raise UserError(f"{source}: two columns are called {twice[0]}: keep one of them")
             elif len(cells) != len(header):
@@ -144,7 +150,7 @@ def _delimited(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise UserError(f"{path}:{lines.line_num}: malformed line: {error}") from error
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _json_lines(path: Path, columns: Mapping[str, str]) -> Rows:
     for source, line in read_lines(path):
         try:
             row = json.loads(line, object_pairs_hook=_unique)
@@ -152,7 +158,8 @@ def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             raise UserError(f"{source}: malformed line: not JSON ({error})") from error
         if not isinstance(row, dict):
             raise UserError(f"{source}: malformed line {shown(line)}: expected a JSON object")
-        _require_columns(row, source)
+        row = {renamed(name, columns): value for name, value in row.items()}
+        require_columns(row, source, columns)
         yield source, row
 
 
@@ -163,24 +170,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        import pyarrow as arrow
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise UserError(f"{path}: reading Parquet needs pyarrow: pip install pyarrow, or save it as .csv") from error
-    check_regular(path, MAX_TABLE_BYTES)
-    try:
-        with parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            _require_columns(names, str(path))
-            row_number = 0
-            for batch in file.iter_batches(columns=[name for name in _COLUMNS if name in names]):
-                for row in batch.to_pylist():
-                    row_number += 1
-                    yield f"{path}: row {row_number}", row
-    except (arrow.ArrowException, ArithmeticError, LookupError, OSError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as Parquet ({one_line(error)}): check the file") from error
-
-
-READERS = {".csv": _delimited, ".tsv": _delimited, ".jsonl": _json_lines, ".parquet": _parquet}  # by a file's suffix
+Reader = Callable[[Path, Mapping[str, str]], Rows]
+READERS: dict[str, Reader] = {
+    ".csv": _delimited,
+    ".tsv": _delimited,
+    ".jsonl": _json_lines,
+    ".parquet": table_rows,
+}  # by a file's suffix

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,12 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frozenfusion.data.folders import LAYOUT_FILES, read_folder
+from frozenfusion.data.layouts import find_rows
 from frozenfusion.data.links import check_inside, without_links
-from frozenfusion.data.manifests import read_manifest
-from frozenfusion.data.records import SENTIMENTS, Record, line_count, read_text
+from frozenfusion.data.manifests import read_manifest, read_rows
+from frozenfusion.data.places import ImagePlace
+from frozenfusion.data.records import SENTIMENTS, Record, checked_columns, line_count, read_text
 from frozenfusion.utils.errors import UsageError, UserError
 from frozenfusion.utils.files import writing
 from frozenfusion.utils.messages import printable
+from frozenfusion.utils.remote import address_of
 
 SEVERAL_LINES = "several lines"
 
@@ -29,7 +32,7 @@ class Pair:
 
     id: str
     text: str  # "" when missing or empty
-    image: Path  # where the image file is, or should be
+    image: ImagePlace  # where the image is, or should be
     label: int | None  # index into Pairs.label_names
     split: str | None  # "train", "val" or "test" where the files say so
 
@@ -40,7 +43,7 @@ class Pairs(Sequence[Pair]):
 
     Args:
         path: the folder or manifest that they were read from.
-        layout: "reference", "mvsa", "course", "manifest" or "unlabelled".
+        layout: "reference", "mvsa", "course", "manifest", "table", "webdataset" or "unlabelled".
         label_names: the classes; labels are positions in it.
         pairs: themselves.
         text_counts: how the texts were read: "utf-8", "utf-16", "gb18030", "replaced", "empty" and "missing" add up to
@@ -108,36 +111,46 @@ def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{count:,} {printable(name)}" for name, count in counts.items() if count)
 
 
-def load_pairs(path: str | Path, *, follow_links: bool = True) -> Pairs:
+def load_pairs(
+    path: str | Path, *, follow_links: bool = True, remote: bool = False, columns: Mapping[str, str] | None = None
+) -> Pairs:
     """Read a folder or manifest of image–text pairs; its layout is recognised by what is there.
 
     Texts are read, images are not opened.
 
     Args:
         path: a folder (the reference's layout, MVSA's, the course's, or images with texts), or a manifest (.csv, .tsv,
-            .jsonl, .parquet): docs/data.md.
+            .jsonl, .parquet), tables or tars that hold the images, or the address of such data: docs/data.md.
         follow_links: False, for data of strangers, takes a text or image that a link leads out of the folder (the
             manifest's folder) as missing.
+        remote: let a manifest name images anywhere in object stores, not only below its own folder.
+        columns: what a manifest or table calls columns that it names otherwise, as in {"text": "caption"}.
 
     Raises:
         UserError: an unknown layout or label, an id that comes twice or is no plain name, a path that leaves the data
             folder, a malformed line; each with its file and line. Without links, a label file that is one.
     """
-    path = Path(path)
+    path, columns = Path(path), checked_columns(columns or {})
     with writing(path):  # a name that no file system has
         is_folder, is_there = path.is_dir(), path.exists()
-    if not is_there:
+        elsewhere = find_rows(path, columns, follow_links=follow_links)
+    if not is_there and elsewhere is None:
         raise UserError(f"{path}: no such folder or manifest: check the path")
-    if is_folder:
+    names: tuple[str, ...] = SENTIMENTS
+    folder = path if is_folder else path.parent
+    dropped: dict[str, int] = {}
+    if elsewhere is not None:
+        layout, rows, folder = elsewhere
+        records, names = read_rows(rows, path, folder, remote=remote)
+    elif is_folder:
         if not follow_links:
             check_inside(path, LAYOUT_FILES)
         layout, records, dropped = read_folder(path)
-        names: tuple[str, ...] = SENTIMENTS
     else:
-        records, names = read_manifest(path)
-        layout, dropped = "manifest", {}
-    if not follow_links:
-        records = without_links(path if is_folder else path.parent, records)
+        records, names = read_manifest(path, columns, remote=remote)
+        layout = "manifest"
+    if not follow_links and address_of(folder) is None:
+        records = without_links(folder, records)
     return _assemble(path, layout, names, records, dropped)
 
 

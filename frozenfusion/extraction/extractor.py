@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from frozenfusion.data.identity import compare_files, file_stat, how_to_mend
+from frozenfusion.data.identity import compare_files, how_to_mend
 from frozenfusion.data.pairs import Pairs, require_pairs
+from frozenfusion.data.places import image_address, image_stats
 from frozenfusion.extraction import bad_images
 from frozenfusion.extraction.arrays import FeatureArrays, import_rows, reset_replaced
 from frozenfusion.extraction.config import ExtractConfig, share_of
@@ -128,7 +129,7 @@ def _update_file(
             if config.rebuild:
                 writer.publish()
         finally:
-            files = {name: pair.image.as_posix() for name, pair in zip(pairs.ids, pairs, strict=True)}
+            files = {name: image_address(pair.image) for name, pair in zip(pairs.ids, pairs, strict=True)}
             bad_list = bad_images.write_list(cache, writer.store, files, reasons)
         counts = _counts(writer.store.status[rows])
     return ExtractSummary(pairs, cache, counts, timing, imported, bad_list)
@@ -243,12 +244,13 @@ def _reset_stale(writer: StoreWriter, pairs: Pairs, config: ExtractConfig, reaso
     changed = _changed(writer, pairs, settled[usable], rows, config)
     if len(changed):
         log.info(f"{len(changed):,} images have changed since their features were computed: computing them again")
+    bad = settled[~usable].tolist()
     again = [
         rows[place]
-        for place in settled[~usable].tolist()
+        for place, stat in zip(bad, image_stats([pairs[place].image for place in bad]), strict=True)
         if config.retry_failed
         or config.update
-        or file_stat(pairs[place].image) != tuple(writer.store.stat[rows[place]])
+        or stat != tuple(writer.store.stat[rows[place]])
         or pairs[place].id not in reasons
     ]
     if again or len(changed):

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from frozenfusion import __version__
-from frozenfusion.data.pairs import Pair, Pairs
+from frozenfusion.data.pairs import Pairs
+from frozenfusion.data.places import image_address
 from frozenfusion.extraction.bad_images import list_path
 from frozenfusion.extraction.claims import Worker
 from frozenfusion.extraction.config import ExtractConfig
@@ -196,12 +197,5 @@ def _pairs_sha256(pairs: Pairs) -> str:
     """SHA-256 of all ids and of where their images are within the data, which each machine may have elsewhere."""
     digest, root = hashlib.sha256(), pairs.path if pairs.path.is_dir() else pairs.path.parent
     for pair in pairs:
-        digest.update(f"{pair.id}\0{_place(pair, root)}\0".encode(errors="surrogatepass"))
+        digest.update(f"{pair.id}\0{image_address(pair.image, root)}\0".encode(errors="surrogatepass"))
     return digest.hexdigest()
-
-
-def _place(pair: Pair, root: Path) -> str:
-    try:
-        return pair.image.relative_to(root).as_posix()
-    except ValueError:
-        return pair.image.as_posix()

@@ -266,6 +266,22 @@ def read_regular_file(path: str | os.PathLike[str], limit: int) -> bytes:
     return content
 
 
+def read_part(path: str | os.PathLike[str], offset: int, size: int) -> bytes:
+    """The `size` bytes at `offset` of a regular file. Raises OSError: NotRegularError, or that the file ends before."""
+    handle = os.open(path, _READ)
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise NotRegularError("not a regular file")
+        with open(handle, "rb", closefd=False) as file:
+            file.seek(offset)
+            content = file.read(size)
+    finally:
+        os.close(handle)
+    if len(content) < size:
+        raise OSError(None, f"cut short: {len(content):,} of {size:,} bytes are there")
+    return content
+
+
 def read_file(path: str | os.PathLike[str], limit: int) -> bytes:
     """What `read_regular_file` reads. Raises UserError for what is missing, no regular file, or larger than that."""
     try:
@@ -274,6 +290,11 @@ def read_file(path: str | os.PathLike[str], limit: int) -> bytes:
         raise UserError(f"{path}: {error}, which no file of this kind is: check the path") from error
     except OSError as error:
         raise file_error(error, path) from error
+
+
+def is_regular(path: str | os.PathLike[str]) -> bool:
+    """Whether a regular file is there. Raises OSError where there is nothing, or it may not be looked at."""
+    return stat.S_ISREG(os.stat(path).st_mode)
 
 
 def check_regular(path: str | os.PathLike[str], limit: int | None = None) -> None:
