@@ -34,6 +34,10 @@ class NoImageError(OSError):
     """A cell without an image."""
 
 
+class DamagedError(OSError):
+    """A table that does not hold what it says."""
+
+
 class _Parquet:
     """A Parquet file. Its images are decoded from a row on, as far as they are asked for."""
 
@@ -152,10 +156,12 @@ class Table:
         """An image's buffer. Raises OSError, NoImageError for an empty cell."""
         with self._lock, self._told():
             value = self._table.cell(row, column)
+            told = "no image in its row"
             if value.is_valid and hasattr(value, "keys"):  # a picture and its path
+                told = "no image in its row, but its path alone" if "path" in value else told
                 value = value["bytes"]
             if not value.is_valid:
-                raise NoImageError("no image in its row")
+                raise NoImageError(told)
             return value.as_buffer()
 
     @contextmanager
@@ -163,17 +169,14 @@ class Table:
         try:
             yield
         except OSError as error:
-            if error.errno is None and not isinstance(error, NoImageError | UnreachableError | NotRegularError):
-                raise _damaged(error) from error  # Arrow's own
+            known = NoImageError | UnreachableError | NotRegularError | FileNotFoundError
+            if error.errno is None and not isinstance(error, known):
+                raise DamagedError(None, one_line(error)) from error  # Arrow's own
             raise
         except Exception as error:  # Arrow raises nearly every kind of exception on damaged files, each store its own
             if self._remote and not isinstance(error, ValueError):
                 raise UnreachableError(one_line(error)) from error
-            raise _damaged(error) from error
-
-
-def _damaged(error: Exception) -> OSError:
-    return OSError(None, f"cannot be read as a table ({one_line(error)})")
+            raise DamagedError(None, one_line(error)) from error
 
 
 def suffix_of(file: File) -> str:
@@ -184,22 +187,19 @@ def suffix_of(file: File) -> str:
 @contextmanager
 def open_table(file: File) -> Iterator[Table]:
     """A table to read rows of. Raises UserError where it cannot be read, then or later."""
+    kind = suffix_of(file).removeprefix(".").capitalize()
     try:
         import pyarrow  # noqa: F401
     except ImportError as error:
-        kind = suffix_of(file).removeprefix(".").capitalize()
         raise UserError(f"{file}: reading {kind} needs pyarrow: pip install pyarrow, or save it as .csv") from error
     try:
         yield Table(file)
+    except DamagedError as error:
+        raise UserError(f"{file}: cannot be read as {kind} ({error.strerror}): check the file") from error
+    except NotRegularError as error:
+        raise UserError(f"{file}: {error}, which no file of this kind is: check the path") from error
     except OSError as error:
-        if isinstance(file, str):
-            raise remote_error(error, file) from error
-        if isinstance(error, NotRegularError):
-            raise UserError(f"{file}: {error}, which no file of this kind is: check the path") from error
-        if error.errno is None:
-            told = str(error.strerror).replace("a table", suffix_of(file).removeprefix(".").capitalize())
-            raise UserError(f"{file}: {told}: check the file") from error
-        raise file_error(error, file) from error
+        raise remote_error(error, file) if isinstance(file, str) else file_error(error, file) from error
 
 
 _open: OrderedDict[tuple[File, tuple[int, int]], Table] = OrderedDict()  # the least recently used first

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from itertools import islice
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -91,11 +92,12 @@ class ExtractionLoop:
         )
         log.info("extracting on %s", runner)
         size, began = runner.batch_size, time.perf_counter()
+        ahead = max(BATCHES_AHEAD * size, self._config.workers or 0)  # who waits for a store wants many
         tasks = sorted(tasks, key=lambda task: reading_order(task.image))
         showing, decoder = Progress(len(tasks), "img", "extracting"), self._decoder()
         with quiet_pillow(), showing as self._progress, self._pool() as pool, decoder as self._decodes:
             batch: list[Decoded] = []
-            for image in self._timed(_in_order(pool, self._decode, tasks, BATCHES_AHEAD * size)):
+            for image in self._timed(_in_order(pool, self._decode, tasks, ahead)):
                 self._timing.decode += image.seconds
                 self._look_for_the_network(image)
                 if image.pixels is None:
@@ -185,7 +187,8 @@ class ExtractionLoop:
         assert image.bad is not None
         row = image.task.row
         self._reasons[self._writer.store.names([row])[0]] = image.bad.reason
-        stat = NO_FILE if image.bad.status == MISSING else image.stat
+        gone = image.bad.status == MISSING and isinstance(image.task.image, Path)  # since it was looked at
+        stat = NO_FILE if gone else image.stat
         self._writer.mark([row], image.bad.status, None if image.digest is None else [image.digest], [stat])
         self._progress.update(1)
 

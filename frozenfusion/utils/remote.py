@@ -64,10 +64,10 @@ def read_remote(address: str, limit: int) -> bytes:
     """A whole file of at most `limit` bytes. Raises OSError: UnreachableError, FileNotFoundError, TooLargeError."""
     try:
         content = read_remote_part(address, 0, limit + 1)
-    except UnreachableError:
-        if stat_remote(address)[0]:
+    except UnreachableError as error:
+        if "range" not in str(error).lower() or stat_remote(address)[0]:
             raise
-        return b""  # of which stores have no part
+        return b""  # of which some stores have no part
     if len(content) > limit:
         raise TooLargeError(f"more than {limit:,} bytes")
     return content
@@ -104,7 +104,8 @@ def check_scheme(address: str) -> None:
     """Raise UserError unless addresses of this kind can be read here."""
     scheme = address.partition("://")[0]
     if scheme not in SCHEMES:
-        raise UserError(f"{shown(address)}: read are {', '.join(f'{name}://' for name in SCHEMES)}: copy it to one")
+        told = ", ".join(f"{name}://" for name in SCHEMES)
+        raise UserError(f"{shown(address)}: only {told} are read: copy it to one of these, or to a file here")
     file_system(scheme)
 
 

@@ -56,7 +56,7 @@ def check(store: FeatureStore, pairs: list[Pair]) -> None:
 
 def test_only_files_that_have_changed_are_read(store: FeatureStore, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch):
     read = []
-    monkeypatch.setattr(identity, "read_regular_file", lambda path, limit: read.append(path.name) or b"?")
+    monkeypatch.setattr(identity, "image_bytes", lambda path, limit: read.append(path.name) or b"?")
     check(store, pairs)
     assert not read
     os.utime(pairs[2].image, ns=(1, 1))
@@ -87,7 +87,7 @@ def test_rows_without_a_digest_and_files_that_cannot_be_looked_at_are_passed_ove
     def refused(path: Path, limit: int) -> bytes:
         raise PermissionError
 
-    monkeypatch.setattr(identity, "read_regular_file", refused)
+    monkeypatch.setattr(identity, "image_bytes", refused)
     check(store, pairs)
 
 
