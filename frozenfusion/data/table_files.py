@@ -21,9 +21,9 @@ from frozenfusion.utils.messages import one_line
 from frozenfusion.utils.remote import UnreachableError, open_remote, remote_error
 
 PARQUET, ARROW = ".parquet", ".arrow"
-MOST_OPEN = 8
+MOST_OPEN = 4
 BATCH_BYTES, BATCH_ROWS = 4 * 2**20, 256  # of images decoded at once
-KEPT_ROWS = 64  # at least, for threads that ask a little later
+KEPT_BYTES = 64 * 2**20  # of those that were asked for, since some threads ask a little later
 TEXT_ROWS = 4096
 _BUFFER = 2**20
 
@@ -70,7 +70,7 @@ class _Parquet:
             values = next(self._coming).column(0)
             self._kept.append((self._end, values))
             self._end += len(values)
-            while self._end - self._kept[0][0] - len(self._kept[0][1]) >= KEPT_ROWS:
+            while len(self._kept) > 2 and sum(part.nbytes for _, part in self._kept) > KEPT_BYTES:
                 self._kept.popleft()
         start, values = next(part for part in reversed(self._kept) if part[0] <= row)
         return values[row - start]

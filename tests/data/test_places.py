@@ -15,6 +15,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -25,6 +26,7 @@ from frozenfusion.data import places, table_files, tars
 from frozenfusion.data.places import RemoteFile, TableCell, TarMember, place_of
 from frozenfusion.evaluation.report.page import thumbnail
 from frozenfusion.extraction import loop
+from frozenfusion.model.raw import RawImages
 from frozenfusion.store.plan import read_plan
 from frozenfusion.store.status import MISSING, OK, UNREADABLE
 from frozenfusion.utils.errors import UsageError, UserError
@@ -247,7 +249,7 @@ def test_any_cell_can_be_read_at_any_time(
     cells = [bytes([row]) * size for row, size in enumerate(sizes)]
     pq.write_table(table(cells), path, row_group_size=group)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(table_files, "KEPT_ROWS", data.draw(st.integers(1, 4)))
+        patch.setattr(table_files, "KEPT_BYTES", data.draw(st.integers(0, 600)))
         patch.setattr(table_files, "BATCH_ROWS", data.draw(st.integers(1, 5)))
         for row in data.draw(st.lists(st.integers(0, len(cells) - 1), max_size=20)):
             assert TableCell(path, row, "image").read(300) == cells[row]
@@ -473,6 +475,15 @@ def test_a_bucket_of_s3_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 # What is the same for all of them
+
+
+def test_raw_images_are_read_where_they_are(tmp_path: Path, backbone: Backbone, as_files: np.ndarray):
+    """As `PairClassifier.predict` reads the images of pairs that come without features."""
+    for put in (in_parquet, in_tars):
+        images = [pair.image for pair in ff.load_pairs(put(tmp_path))]
+        raw = RawImages(images, backbone, torch.device("cpu"))
+        assert raw.present.tolist() == (as_files[:, 0] == OK).tolist()
+        np.testing.assert_allclose(raw[np.arange(ROWS)], as_files[:, 17:], atol=1e-4)
 
 
 def test_shards_agree_wherever_the_data_is_mounted(tmp_path: Path):
