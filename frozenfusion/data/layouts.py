@@ -102,7 +102,11 @@ def _remote_files(address: str) -> tuple[list[File], File]:
         files: list[File] = [name for name in there if any(fnmatchcase(name, each) for each in wanted)]
         if files:
             return files, root
-    more = ": it may have been converted, to hf://datasets/USER/NAME@~parquet" if root.startswith("hf:") else ""
+    more = (
+        ": the hub may have converted it, to hf://datasets/USER/NAME@refs/convert/parquet"
+        if root.startswith("hf:")
+        else ""
+    )
     raise UserError(f"{address}: no {PARQUET} or {TAR} files are there{more}")
 
 

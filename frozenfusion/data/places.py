@@ -25,8 +25,8 @@ Stat = tuple[int, int]
 NO_FILE = (0, 0)
 AT_ONCE = 32  # questions to a store
 
-_CELL = re.compile(r"table:(.+)#(\d{1,18})/([^#]*)", re.DOTALL)
-_MEMBER = re.compile(r"tar:(.+)#(\d{1,18})\+(\d{1,18})/([^#]*)", re.DOTALL)
+_CELL = re.compile(r"table:(.+)#(\d{1,19})/([^#]*)", re.DOTALL)
+_MEMBER = re.compile(r"tar:(.+)#(\d{1,19})\+(\d{1,19})/([^#]*)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)

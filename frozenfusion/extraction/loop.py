@@ -188,7 +188,7 @@ class ExtractionLoop:
         row = image.task.row
         self._reasons[self._writer.store.names([row])[0]] = image.bad.reason
         gone = image.bad.status == MISSING and isinstance(image.task.image, Path)  # since it was looked at
-        stat = NO_FILE if gone else image.stat
+        stat = NO_FILE if gone or isinstance(image.bad, UnreachableImage) else image.stat  # to be tried again
         self._writer.mark([row], image.bad.status, None if image.digest is None else [image.digest], [stat])
         self._progress.update(1)
 

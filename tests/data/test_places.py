@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import tarfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,8 @@ import fsspec
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -420,6 +423,27 @@ def test_tables_and_tars_of_a_store_are_read_in_place(tmp_path: Path, store: Any
         np.testing.assert_array_equal(found, as_files)
 
 
+def test_a_data_set_of_the_hub_is_its_parquet_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class Hub(MemoryFileSystem):
+        """A hub as far as its addresses go."""
+
+        @classmethod
+        def _strip_protocol(cls, path: str) -> str:
+            return f"/{path.removeprefix('hf://').strip('/')}"
+
+    hub = Hub(skip_instance_cache=True)
+    monkeypatch.setattr("frozenfusion.utils.remote.file_system", lambda scheme: hub)
+    assert "hf://datasets/USER/NAME@refs/convert/parquet" in failure("hf://datasets/one/posts")
+    in_plain_cells(tmp_path)
+    for name in ("data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet", "README.md"):
+        hub.pipe_file(f"/datasets/one/posts/{name}", (tmp_path / "plain.parquet").read_bytes())
+    pairs = ff.load_pairs("hf://datasets/one/posts")
+    assert pairs[0].id == "data-test-00000-of-00001-00000000"
+    assert [pair.split for pair in pairs] == ["test"] * ROWS + ["train"] * ROWS
+    assert pairs[0].image.read(10**6) == IMAGES[0]
+    hub.store.clear()
+
+
 def test_a_network_that_is_down_marks_no_image(tmp_path: Path, store: Any, monkeypatch: pytest.MonkeyPatch):
     names = [f"{row:02}.png" for row in range(24)]
     for row, name in enumerate(names):
@@ -442,7 +466,7 @@ def test_a_network_that_is_down_marks_no_image(tmp_path: Path, store: Any, monke
     assert extract(pairs, cache).counts() == {"pending": 0, "ok": 23, "missing": 0, "unreadable": 1, "refused": 0}
     assert reasons(cache) == ["unreadable,no route to the store"]
     down.clear()
-    assert extract(pairs, cache, retry_failed=True).counts()["ok"] == 24
+    assert extract(pairs, cache).counts()["ok"] == 24
     down[:] = names
     with pytest.raises(UserError, match="cannot be reached"):
         extract(pairs.subset(pairs.ids[:3]), tmp_path / "few.h5")
@@ -528,6 +552,17 @@ def test_the_command_line_takes_them(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "come from the 9 image files that are there" in capsys.readouterr().out
     assert command.main([str(tmp_path), "--columns", "caption"]) == 2
     assert "--columns are NAME=COLUMN" in capsys.readouterr().err
+
+
+def test_the_python_of_the_docs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "data.md").read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    Path("cat.jpg").write_bytes(png(0))
+    found: dict[str, Any] = {}
+    exec(example, found)
+    assert [(pair.id, pair.text, pair.image.read(9999)) for pair in found["pairs"]] == [
+        ("posts-00000000", "a cat", png(0))
+    ]
 
 
 def test_links_out_of_a_folder_of_tables_are_not_followed(tmp_path: Path):
