@@ -27,7 +27,7 @@ _BRACES = re.compile(r"(.*)\{(\d{1,18})\.\.(\d{1,18})\}(.*)", re.DOTALL)
 
 def is_data(path: Path) -> bool:
     """Whether a path is that of image–text pairs, not of a feature file, by its name alone."""
-    return suffix_of(path) in (*READERS, TAR) or _is_pattern(str(path)) or address_of(path) is not None
+    return suffix_of(path) in (*READERS, TAR) or _is_missing_pattern(path) or address_of(path) is not None
 
 
 def find_rows(path: Path, columns: Mapping[str, str], *, follow_links: bool) -> tuple[str, Rows, Path] | None:
@@ -45,7 +45,7 @@ def find_rows(path: Path, columns: Mapping[str, str], *, follow_links: bool) -> 
         files, root = _files_of_folder(path), path
         if not follow_links:
             check_inside(path, [os.path.relpath(file, path) for file in files])
-    elif _is_pattern(str(path)) and not path.exists():
+    elif _is_missing_pattern(path):
         files = [Path(name) for part in _expanded(str(path)) for name in sorted(glob(part))]
         root = _fixed(path)
         if not files:
@@ -59,8 +59,8 @@ def find_rows(path: Path, columns: Mapping[str, str], *, follow_links: bool) -> 
     suffixes = {suffix_of(file) for file in files}
     if suffixes <= {PARQUET, ARROW}:
         return "table", rows_of_tables(files, root, columns), Path(root)
-    if suffixes & {PARQUET, ARROW, *READERS}:
-        raise UserError(f"{path}: stands for files of several kinds: name those of one")
+    if not all(str(file).lower().endswith((TAR, *COMPRESSED)) for file in files):
+        raise UserError(f"{path}: stands for other files than tables ({PARQUET}) or tars: name those of one kind")
     return "webdataset", rows_of_tars(files, columns), Path(root)
 
 
@@ -77,15 +77,13 @@ def _files_of_folder(folder: Path) -> list[File]:
     names = os.listdir(folder) if os.access(folder, os.R_OK) else []
     if any((name in LAYOUT_FILES and name != DATA) or suffix_of(name) in IMAGE_SUFFIXES for name in names):
         return []
-    for kind in (PARQUET, TAR):
-        found = [file for file in sorted(folder.rglob(f"*{kind}")) if not _is_hidden(file.relative_to(folder))]
-        if found:
-            return list(found)
-    return []
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+    found: dict[str, list[Path]] = {PARQUET: [], TAR: []}
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if suffix_of(name) in found and not name.startswith("."):
+                found[suffix_of(name)].append(Path(place, name))
+    return sorted(found[PARQUET] or found[TAR])
 
 
 def _remote_files(address: str) -> tuple[list[File], File]:
@@ -102,16 +100,16 @@ def _remote_files(address: str) -> tuple[list[File], File]:
         files: list[File] = [name for name in there if any(fnmatchcase(name, each) for each in wanted)]
         if files:
             return files, root
-    more = (
-        ": the hub may have converted it, to hf://datasets/USER/NAME@refs/convert/parquet"
-        if root.startswith("hf:")
-        else ""
-    )
-    raise UserError(f"{address}: no {PARQUET} or {TAR} files are there{more}")
+    converted = ": the hub may have converted it, to hf://datasets/USER/NAME@refs/convert/parquet"
+    raise UserError(f"{address}: no {PARQUET} or {TAR} files are there{converted if root.startswith('hf:') else ''}")
 
 
 def _is_pattern(name: str) -> bool:
     return has_magic(name) or _BRACES.fullmatch(name) is not None
+
+
+def _is_missing_pattern(path: Path) -> bool:
+    return _is_pattern(str(path)) and not path.exists()
 
 
 def _fixed(path: Path) -> Path:

@@ -102,7 +102,8 @@ def _record(row: dict[str, Any], source: str, folder: Path, remote: bool) -> Rec
     if not text and cells["text_path"]:
         text = checked_text_path(folder, cells["text_path"], source)
     if not isinstance(image, Place):
-        image = checked_image(folder, _cell(image, "image", source).strip() or NO_IMAGE, source, remote=remote)
+        name = _cell(image, "image", source).strip()
+        image = checked_image(folder, name, source, remote=remote) if name else folder / NO_IMAGE
     return Record(
         id=checked_id(cells["id"].strip(), source),
         source=source,

@@ -6,7 +6,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from frozenfusion.data.places import ImagePlace, RemoteFile
 from frozenfusion.data.records import MAX_TABLE_BYTES, checked_path
@@ -14,8 +15,6 @@ from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import TooLargeError
 from frozenfusion.utils.messages import shown
 from frozenfusion.utils.remote import address_of, check_scheme, read_remote, remote_error
-
-MOST_FETCHED_BYTES = MAX_TABLE_BYTES
 
 
 def checked_image(folder: Path, name: str, source: str, *, remote: bool) -> ImagePlace:
@@ -55,7 +54,7 @@ def checked_text_path(folder: Path, name: str, source: str) -> Path:
 def fetched(address: str) -> Iterator[Path]:
     """A manifest as a file of this machine, meanwhile; what is said of that file is said of the address."""
     try:
-        content = read_remote(address, MOST_FETCHED_BYTES)
+        content = read_remote(address, MAX_TABLE_BYTES)
     except TooLargeError as error:
         raise UserError(f"{address}: {error}, which no file of this kind has") from error
     except OSError as error:
@@ -72,7 +71,7 @@ def fetched(address: str) -> Iterator[Path]:
 def _local(folder: Path, name: str, source: str) -> Path:
     """The file of a file:// address, which has to be below `folder` as its letters say."""
     parts = urlsplit(name)
-    path = Path(unquote(parts.path))
+    path = Path(url2pathname(parts.path))
     root = folder.absolute()
     if parts.netloc not in ("", "localhost") or address_of(folder) is not None or not path.is_relative_to(root):
         raise UserError(f"{source}: image {shown(name)} is not below {folder}: give paths inside that folder")

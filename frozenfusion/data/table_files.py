@@ -173,6 +173,8 @@ class Table:
             if error.errno is None and not isinstance(error, known):
                 raise DamagedError(None, one_line(error)) from error  # Arrow's own
             raise
+        except MemoryError:
+            raise
         except Exception as error:  # Arrow raises nearly every kind of exception on damaged files, each store its own
             if self._remote and not isinstance(error, ValueError):
                 raise UnreachableError(one_line(error)) from error

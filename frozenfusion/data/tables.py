@@ -31,7 +31,7 @@ def table_rows(file: File, columns: Mapping[str, str], name: str | None = None, 
     split: of rows without one.
     """
     with open_table(file) as table:
-        schema = {role: table.schema.field(columns.get(role, role)) for role in COLUMNS if _has(table, columns, role)}
+        schema = _fields(table.schema, columns, file)
         holds_bytes = "image" in schema and _is_bytes(schema["image"].type)
         require_columns([*schema, *(["id"] if holds_bytes else [])], str(file), columns)
         read = {role: field.name for role, field in schema.items() if role != "image" or not holds_bytes}
@@ -69,12 +69,13 @@ def _text(file: File) -> str:
     return file.as_posix() if isinstance(file, Path) else file
 
 
-def _has(table: Any, columns: Mapping[str, str], role: str) -> bool:
-    name = columns.get(role, role)
-    count = table.schema.names.count(name)
-    if count > 1:
-        raise UserError(f"{name}: two columns are called so: keep one of them")
-    return bool(count)
+def _fields(schema: Any, columns: Mapping[str, str], file: File) -> dict[str, Any]:
+    """Those of our columns that a table has, each with what it says of it."""
+    names = {role: columns.get(role, role) for role in COLUMNS}
+    twice = [name for name in names.values() if schema.names.count(name) > 1]
+    if twice:
+        raise UserError(f"{file}: two columns are called {twice[0]}: keep one of them")
+    return {role: schema.field(name) for role, name in names.items() if name in schema.names}
 
 
 def _is_bytes(kind: Any) -> bool:

@@ -19,7 +19,7 @@ import numpy as np
 
 from frozenfusion.data.decoding import Decoder, no_memory
 from frozenfusion.data.images import BadImage, UnreachableImage, file_digest, quiet_pillow, read_image_file
-from frozenfusion.data.places import NO_FILE, ImagePlace, image_address, image_stat, is_remote, reading_order
+from frozenfusion.data.places import NO_FILE, ImagePlace, image_address, is_remote, reading_order, stat_of_each
 from frozenfusion.extraction.config import ExtractConfig
 from frozenfusion.store.status import MISSING
 from frozenfusion.store.writer import StoreWriter
@@ -79,6 +79,7 @@ class ExtractionLoop:
         self._writer, self._backbone, self._config, self._reasons = writer, backbone, config, reasons
         self._timing = Timing()
         self._started: deque[tuple[list[Decoded], PendingFeatures]] = deque()
+        self._stat = stat_of_each()
         self._unreached: list[Decoded] = []  # in a row
 
     def run(self, tasks: list[Task], images_left: int | None = None) -> Timing:
@@ -150,7 +151,7 @@ class ExtractionLoop:
 
     def _decode(self, task: Task) -> Decoded:
         began = time.perf_counter()
-        stat, digest, pixels, bad = image_stat(task.image), None, None, None
+        stat, digest, pixels, bad = self._stat(task.image), None, None, None
         try:
             with self._decodes.reading(task.image, stat):
                 data = read_image_file(task.image)
