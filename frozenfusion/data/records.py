@@ -80,7 +80,8 @@ def require_columns(names: Iterable[str], source: str, columns: Mapping[str, str
     if not {"text", "text_path"} & {*present, *columns}:
         missing.append("text or text_path")
     if missing:
-        raise UserError(f"{source}: no column {', '.join(missing)}: a manifest has id, text or text_path, and image")
+        told = "a manifest has id, text or text_path, and image; `columns` says which are called otherwise"
+        raise UserError(f"{source}: no column {', '.join(missing)}: {told}")
 
 
 def checked_id(id: str, source: str) -> str:

@@ -50,7 +50,6 @@ class _Parquet:
         metadata = self._file.metadata
         self._groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
         self._starts = list(accumulate((group.num_rows for group in self._groups), initial=0))
-        self.rows = self._starts[-1]
         self._column: str | None = None
         self._coming: Iterator[Any] = iter(())
         self._kept: deque[tuple[int, Any]] = deque()
@@ -112,7 +111,7 @@ class _Arrow:
         except arrow.ArrowInvalid:
             source.seek(0)
             self._table = arrow.ipc.open_file(source).read_all()
-        self.schema, self.rows = self._table.schema, self._table.num_rows
+        self.schema = self._table.schema
         self._checked: set[str] = set()
 
     def batches(self, columns: list[str], limit: int) -> Iterator[Any]:
@@ -132,7 +131,7 @@ class _Arrow:
 
 
 class Table:
-    """A table: `schema` of Arrow and how many `rows` it has. Safe to use from several threads.
+    """A table, with its `schema` of Arrow and the `names` of its columns. Safe to use from several threads.
 
     Raises OSError where it cannot be read: UnreachableError, NotRegularError, or what the system says.
     """
@@ -145,12 +144,14 @@ class Table:
             raise NotRegularError("not a regular file")
         with self._told():
             self._table = _Arrow(file) if suffix_of(file) == ARROW else _Parquet(file)
-        self.schema, self.rows = self._table.schema, self._table.rows
+            self.schema = self._table.schema
+            self.names = self.schema.names  # which Arrow reads only now
 
-    def batches(self, columns: list[str], limit: int) -> Iterator[Any]:
-        """Some columns as record batches, of which no row group may take more than `limit` bytes."""
+    def cells(self, columns: list[str], limit: int) -> Iterator[dict[str, Any]]:
+        """The cells of some columns, row by row; those of a row group may take no more than `limit` bytes."""
         with self._told():
-            yield from self._table.batches(columns, limit)
+            for batch in self._table.batches(columns, limit):
+                yield from batch.to_pylist()
 
     def image(self, row: int, column: str) -> Any:
         """An image's buffer. Raises OSError, NoImageError for an empty cell."""

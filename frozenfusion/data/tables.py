@@ -10,7 +10,7 @@ from typing import Any
 
 from frozenfusion.data.places import TableCell
 from frozenfusion.data.records import COLUMNS, MAX_TABLE_BYTES, require_columns
-from frozenfusion.data.table_files import File, open_table
+from frozenfusion.data.table_files import File, Table, open_table
 from frozenfusion.utils import fits
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.messages import shown
@@ -31,25 +31,22 @@ def table_rows(file: File, columns: Mapping[str, str], name: str | None = None, 
     split: of rows without one.
     """
     with open_table(file) as table:
-        schema = _fields(table.schema, columns, file)
+        schema = _fields(table, columns, file)
         holds_bytes = "image" in schema and _is_bytes(schema["image"].type)
         require_columns([*schema, *(["id"] if holds_bytes else [])], str(file), columns)
         read = {role: field.name for role, field in schema.items() if role != "image" or not holds_bytes}
         classes = _class_names(table.schema, schema["label"].name) if "label" in schema else None
         prefix = name or PurePosixPath(file).stem
-        number = 0
-        for batch in table.batches(list(read.values()), MAX_TABLE_BYTES):
-            for cells in batch.to_pylist():
-                source = f"{file}: row {number + 1}"
-                row = {role: cells[column] for role, column in read.items()}
-                if classes is not None:
-                    row["label"] = _class(row["label"], classes, source)
-                if holds_bytes:
-                    row["image"] = TableCell(file, number, schema["image"].name)
-                    row.setdefault("id", f"{prefix}-{number:08d}")
-                row.setdefault("split", split)
-                yield source, row
-                number += 1
+        for number, cells in enumerate(table.cells(list(read.values()), MAX_TABLE_BYTES)):
+            source = f"{file}: row {number + 1}"
+            row = {role: cells[column] for role, column in read.items()}
+            if classes is not None:
+                row["label"] = _class(row["label"], classes, source)
+            if holds_bytes:
+                row["image"] = TableCell(file, number, schema["image"].name)
+                row.setdefault("id", f"{prefix}-{number:08d}")
+            row.setdefault("split", split)
+            yield source, row
 
 
 def rows_of_tables(files: Iterable[File], root: File, columns: Mapping[str, str]) -> Rows:
@@ -69,13 +66,13 @@ def _text(file: File) -> str:
     return file.as_posix() if isinstance(file, Path) else file
 
 
-def _fields(schema: Any, columns: Mapping[str, str], file: File) -> dict[str, Any]:
+def _fields(table: Table, columns: Mapping[str, str], file: File) -> dict[str, Any]:
     """Those of our columns that a table has, each with what it says of it."""
     names = {role: columns.get(role, role) for role in COLUMNS}
-    twice = [name for name in names.values() if schema.names.count(name) > 1]
+    twice = [name for name in names.values() if table.names.count(name) > 1]
     if twice:
         raise UserError(f"{file}: two columns are called {twice[0]}: keep one of them")
-    return {role: schema.field(name) for role, name in names.items() if name in schema.names}
+    return {role: table.schema.field(name) for role, name in names.items() if name in table.names}
 
 
 def _is_bytes(kind: Any) -> bool:

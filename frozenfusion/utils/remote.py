@@ -18,6 +18,7 @@ from frozenfusion.utils.messages import first_line, one_line, shown
 # http is left out: a manifest could name addresses that only this machine can reach.
 SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "hf", "memory")
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
+MOST_CONNECTIONS = 256  # to S3, whose package stops at ten
 _ADDRESS = re.compile(rf"({'|'.join(SCHEMES)}):/{{1,2}}(?!/)(.+)", re.DOTALL)
 _VERSIONS = ("ETag", "etag", "md5Hash", "generation", "blob_id")  # of a content, as stores tell them
 _TIMES = ("LastModified", "last_modified", "updated", "mtime", "created")
@@ -42,7 +43,11 @@ def file_system(scheme: str) -> Any:
         import fsspec
 
         # a listing that is remembered would be all that is known of a file from then on
-        return fsspec.filesystem(scheme, use_listings_cache=False)
+        options: dict[str, Any] = {"use_listings_cache": False}
+        if _PACKAGES.get(scheme) == "s3fs":
+            given = fsspec.config.conf.get(scheme, {}).get("config_kwargs", {})
+            options["config_kwargs"] = {"max_pool_connections": MOST_CONNECTIONS, **given}
+        return fsspec.filesystem(scheme, **options)
     except ImportError as error:
         needed = " ".join(["fsspec", *filter(None, [_PACKAGES.get(scheme)])])
         raise UserError(f"{scheme}://: reading it needs a package: pip install {needed}") from error
