@@ -11,7 +11,7 @@ from tyro.conf import Positional
 
 from frozenfusion.cli.caches import cache_to_read
 from frozenfusion.cli.groups import Groups
-from frozenfusion.cli.parsing import COMMON, DataOptions, run
+from frozenfusion.cli.parsing import COMMON, READING, DataOptions, run
 from frozenfusion.evaluation.config import EvaluateConfig
 from frozenfusion.store.command import default_cache, extraction_command
 from frozenfusion.utils import launched
@@ -27,7 +27,7 @@ class EvaluateOptions(DataOptions, EvaluateConfig):
     """Evaluate one or several runs offline, in batches, and compare them."""
 
     groups: ClassVar[Groups] = {
-        "files": ("cache", "split", "out", "text_cache", "no_follow_links"),
+        "files": ("cache", "split", "out", "text_cache", *READING),
         "models": ("checkpoint", "without", "calibrate"),
         "comparison": ("baseline", "bootstrap", "seed"),
         "speed": ("device", "precision", "batch_size"),
@@ -55,7 +55,6 @@ def main(arguments: Sequence[str] | None = None, command: str | None = None) -> 
 
 
 def _evaluate(options: EvaluateOptions) -> str:
-    from frozenfusion.data.pairs import load_pairs
     from frozenfusion.evaluation.evaluator import evaluate  # imports torch
     from frozenfusion.evaluation.runs import common_folder, find_runs
     from frozenfusion.model.run_folder import RunFolder
@@ -73,7 +72,7 @@ def _evaluate(options: EvaluateOptions) -> str:
     runs = [run.path for run in found]
     _check_out(options.out or (runs[0] if len(runs) == 1 else common_folder(runs)))
     store = FeatureStore(options.cache or cache_to_read(data, _extraction(data, found[0].model)))
-    pairs = load_pairs(data, follow_links=not options.no_follow_links)
+    pairs = options.load(data)
     log.info(pairs.summary())
     evaluation = evaluate(runs, pairs, store, config=options)
     try:

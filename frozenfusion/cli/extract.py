@@ -12,8 +12,8 @@ from tyro.conf import Positional
 
 from frozenfusion.cli.caches import cache_to_make, cache_to_read
 from frozenfusion.cli.groups import Groups
-from frozenfusion.cli.parsing import COMMON, RESUMED, DataOptions, run
-from frozenfusion.data.manifests import READERS
+from frozenfusion.cli.parsing import COMMON, READING, RESUMED, DataOptions, run
+from frozenfusion.data.layouts import is_data
 from frozenfusion.extraction.config import ExtractConfig
 from frozenfusion.store.command import ARRAYS
 from frozenfusion.store.plan import is_sharded
@@ -25,7 +25,7 @@ class ExtractOptions(DataOptions, ExtractConfig):
     """Stage one: run the frozen image network once and store one feature row per image."""
 
     groups: ClassVar[Groups] = {
-        "files": ("cache", "from_arrays", "max_pixels", "image_seconds", "jpeg_draft", "no_follow_links"),
+        "files": ("cache", "from_arrays", "max_pixels", "image_seconds", "jpeg_draft", *READING),
         "network": ("backbone", "weights", "revision", "pool", "image_size", "precision", "dtype"),
         "speed": ("device", "runtime", "batch_size", "workers"),
         "resuming": ("resume", "update", "rebuild", "retry_failed", "strict"),
@@ -106,12 +106,11 @@ def _extract(options: ExtractOptions) -> str:
             runs = runs_at(options.data)
             if runs:
                 return "\n".join(map(verify_run, runs))
-        return verify(*_file_and_data(options), follow_links=not options.no_follow_links)
-    from frozenfusion.data.pairs import load_pairs
+        return verify(*_file_and_data(options), **options.reading)
     from frozenfusion.extraction.extractor import update_features  # imports torch
     from frozenfusion.utils.progress import log
 
-    pairs = load_pairs(options.data, follow_links=not options.no_follow_links)
+    pairs = options.load(options.data)
     log.info(pairs.summary())
     return str(update_features(pairs, options.cache or cache_to_make(options.data, _made_by(options)), options))
 
@@ -124,6 +123,6 @@ def _file_and_data(options: ExtractOptions) -> tuple[Path, Path | None]:
     """The feature file to look at, or its shards, may be given in the place of DATA, a folder or a manifest."""
     if is_sharded(options.data):
         return options.data, None
-    if not options.data.is_dir() and options.data.suffix.lower() not in READERS:
+    if not options.data.is_dir() and not is_data(options.data):
         return options.data, None
     return options.cache or cache_to_read(options.data), options.data

@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar, get_type_hints
 
 import tyro
 
@@ -27,6 +27,9 @@ from frozenfusion.utils.memory import keep_freed_memory
 from frozenfusion.utils.messages import for_terminal, shown
 from frozenfusion.utils.plugins import import_plugin
 from frozenfusion.utils.progress import TqdmHandler, log
+
+if TYPE_CHECKING:
+    from frozenfusion.data.pairs import Pairs
 
 MAX_NAME_BYTES = 255
 NARROWEST = 40  # columns of a terminal
@@ -72,8 +75,30 @@ class DataOptions(CommonOptions):
     no_follow_links: bool = False
     """for data of strangers: texts and images that links lead out of its folder count as missing"""
 
+    remote: bool = False
+    """let a manifest name images anywhere in object stores (s3://bucket/1.jpg), not only below its own folder"""
+
+    columns: str | None = None
+    """what a table calls the columns id, text, image, label and split, as in text=caption,image=img"""
+
+    def load(self, data: Path) -> Pairs:
+        """The pairs of `data`, read as the options say. Raises UserError."""
+        from frozenfusion.data.pairs import load_pairs
+
+        return load_pairs(data, **self.reading)
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How pairs are read, as `load_pairs` takes it. Raises UsageError."""
+        words = [word.partition("=") for word in (self.columns or "").split(",") if word]
+        if not all(name for _, _, name in words):
+            raise UsageError(f"`columns` are NAME=COLUMN, as in text=caption,image=img, not {shown(self.columns)}")
+        named = {role.strip(): name.strip() for role, _, name in words}
+        return {"follow_links": not self.no_follow_links, "remote": self.remote, "columns": named}
+
 
 COMMON = ("imports", "config", "debug")
+READING = ("no_follow_links", "remote", "columns")
 
 Options = TypeVar("Options", bound=CommonOptions)
 

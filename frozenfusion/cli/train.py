@@ -14,7 +14,7 @@ from tyro.conf import Positional
 
 from frozenfusion.cli.caches import cache_to_read
 from frozenfusion.cli.groups import Groups
-from frozenfusion.cli.parsing import COMMON, RESUMED, DataOptions, run
+from frozenfusion.cli.parsing import COMMON, READING, RESUMED, DataOptions, run
 from frozenfusion.fusion.options import parse_grid, parse_options
 from frozenfusion.joint.config import JointConfig, check_fraction
 from frozenfusion.training.config import ALL, TrainConfig, check_heads, check_jobs, check_seeds, recipe
@@ -35,7 +35,7 @@ class TrainOptions(DataOptions, TrainConfig, JointConfig):
     """Stage two: fine-tune the text encoder and a fusion head against the cached image features."""
 
     groups: ClassVar[Groups] = {
-        "files": ("cache", "run", "text_cache", "track", "no_follow_links"),
+        "files": ("cache", "run", "text_cache", "track", *READING),
         "model": (
             *("fusion", "alpha", "head_option"),
             *("text_encoder", "text_weights", "text_pool", "freeze_text", "max_length"),
@@ -162,7 +162,6 @@ def _train(options: TrainOptions) -> str:
 
 
 def _trained(options: TrainOptions) -> str:
-    from frozenfusion.data.pairs import load_pairs
     from frozenfusion.fusion.registry import head_class
     from frozenfusion.model.run_folder import RunFolder
     from frozenfusion.store.reader import FeatureStore
@@ -181,7 +180,7 @@ def _trained(options: TrainOptions) -> str:
     single &= len(options.label_fraction) < 2
     if single:
         by_first(RunFolder(options.run or default_folder(options.fusion[0])).check_free)
-    pairs = load_pairs(options.data, follow_links=not options.no_follow_links)
+    pairs = options.load(options.data)
     log.info(pairs.summary())
     store = FeatureStore(options.cache or cache_to_read(options.data))
     if options.is_joint:
@@ -234,13 +233,12 @@ def _train_jointly(
     options: TrainOptions, pairs: Pairs, store: FeatureStore, *, single: bool
 ) -> tuple[list[TrainedRun], Path]:
     """The runs that learn from few labels, from pseudo-labels or both, and where they lie."""
-    from frozenfusion.data.pairs import load_pairs
     from frozenfusion.data.splits import split_pairs
     from frozenfusion.joint.run import train_jointly
     from frozenfusion.joint.study import DEFAULT_FOLDER, study_labels
 
     config, joint, (head,) = _config(options), _of(JointConfig, options), options.fusion
-    more = options.unlabelled and load_pairs(options.unlabelled, follow_links=not options.no_follow_links)
+    more = options.unlabelled and options.load(options.unlabelled)
     given: dict[str, Any] = {"joint": joint, "unlabelled": more, "unlabelled_features": options.unlabelled_cache}
     fractions = options.label_fraction or (1.0,)
     if not single:

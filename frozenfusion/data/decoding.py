@@ -22,6 +22,7 @@ import numpy as np
 
 from frozenfusion.data.decode_worker import BAD, DECODE, GO, NEEDS, ORDER, PIXELS, READY, REPLY, can_be_had
 from frozenfusion.data.images import MAX_FILE_BYTES, MAX_PIXELS, BadImage, decode_image
+from frozenfusion.data.places import Place, Stat, image_size
 from frozenfusion.data.quick import quick_bytes
 from frozenfusion.data.resize import Resize, as_resize
 from frozenfusion.store.status import REFUSED, UNREADABLE
@@ -105,13 +106,9 @@ class Decoder:
                 process.close()
 
     @contextmanager
-    def reading(self, path: str | os.PathLike[str]) -> Iterator[None]:
-        """Around reading and decoding a file: waits until there is room for its bytes."""
-        try:
-            file_bytes = os.stat(path).st_size
-        except (OSError, ValueError):  # whoever reads it will say so
-            file_bytes = 0
-        with self._files.hold(file_bytes):
+    def reading(self, image: str | os.PathLike[str] | Place, stat: Stat | None = None) -> Iterator[None]:
+        """Around reading and decoding an image, whose `image_stat` may be known: waits until there is room for it."""
+        with self._files.hold(image_size(image, stat)):
             self._check_open()
             yield
 
@@ -259,9 +256,10 @@ class _Process:
         self._from.close()
 
 
-def no_memory(name: str | os.PathLike[str]) -> UserError:
-    """What to tell of a MemoryError while `name` was decoded: the machine's lack, never the row's fault."""
+def no_memory(image: str | os.PathLike[str] | Place) -> UserError:
+    """What to tell of a MemoryError while an image was decoded: the machine's lack, never the row's fault."""
+    name = image.address if isinstance(image, Place) else os.fspath(image)
     return UserError(
-        f"{os.fspath(name)}: not enough memory to decode it beside what runs: free some, or give fewer `workers`, a "
+        f"{name}: not enough memory to decode it beside what runs: free some, or give fewer `workers`, a "
         "smaller `batch_size` or fewer `max_pixels`; finished rows are kept, and no image is marked for it"
     )

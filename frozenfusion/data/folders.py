@@ -203,6 +203,6 @@ def _unlabelled_records(root: Path) -> list[Record]:
     if not files.images:
         raise UserError(
             f"{root}: no image–text pairs: expected {REFERENCE_LABELS}, {RAW_LABELS} or train.txt (guid,tag) beside "
-            f"{DATA}/, a folder of ID.jpg and ID.txt, or a manifest file (.csv, .tsv, .jsonl, .parquet)"
+            f"{DATA}/, a folder of ID.jpg and ID.txt, a manifest file (.csv, .tsv, .jsonl, .parquet), or tars"
         )
     return [files.record(id, str(files.folder)) for id in sorted(ids)]

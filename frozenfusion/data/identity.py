@@ -10,26 +10,32 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from frozenfusion.data.images import MAX_FILE_BYTES, file_digest
 from frozenfusion.data.pairs import Pair
+from frozenfusion.data.places import (
+    NO_FILE,
+    ImagePlace,
+    Stat,
+    at_once,
+    image_bytes,
+    image_stat,
+    image_stats,
+    is_remote,
+    reading_order,
+)
 from frozenfusion.store.command import ARRAYS, default_cache, extraction_command
 from frozenfusion.store.reader import FeatureStore, Rows
 from frozenfusion.store.status import DIGEST_BYTES, OK
 from frozenfusion.utils.errors import UserError
-from frozenfusion.utils.files import TooLargeError, read_regular_file
+from frozenfusion.utils.files import TooLargeError
 from frozenfusion.utils.messages import first_few
 from frozenfusion.utils.progress import Progress, log
 
-NO_FILE = (0, 0)
 # More changed images than FEW, and than this share of all that there are to compare, are hardly some that were edited.
 FEW, SMALL_SHARE = 3, 0.05
-
-Stat = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -54,26 +60,20 @@ class Comparison:
         return len(self.changed) > max(FEW, SMALL_SHARE * self.there)
 
 
-def file_stat(path: str | os.PathLike[str]) -> Stat:
-    """Size in bytes and mtime in ns of a regular file, NO_FILE where there is none."""
-    try:
-        found = os.stat(path)
-    except (OSError, ValueError):
-        return NO_FILE
-    return (found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else NO_FILE
-
-
-def compare_files(store: FeatureStore, rows: Rows, paths: Sequence[Path], *, every: bool = False) -> Comparison:
-    """Compare image files with what their rows, (k,), remember of them; with `every`, whatever size and mtime say."""
+def compare_files(store: FeatureStore, rows: Rows, images: Sequence[ImagePlace], *, every: bool = False) -> Comparison:
+    """Compare images with what their rows, (k,), remember of them; with `every`, whatever size and mtime say."""
     remembered = store.stat[rows].tolist()
     comparable = ((store.status[rows] != OK) | store.digest[rows].any(axis=1)).tolist()
-    stats = [file_stat(path) for path in paths]
+    stats = image_stats(images)
     there = [place for place, found in enumerate(stats) if found != NO_FILE and comparable[place]]
     doubtful = [place for place in there if every or list(stats[place]) != remembered[place]]
-    changed, same, unreadable = [], [], 0
+    changed: list[int] = []
+    same: list[int] = []
+    unreadable = 0
+    doubtful.sort(key=lambda place: reading_order(images[place]))
+    digests = at_once(_digest, [images[place] for place in doubtful], waits=any(map(is_remote, images)))
     with Progress(len(doubtful), "img", "comparing") if doubtful else contextlib.nullcontext() as progress:
-        for place in doubtful:
-            digest = _digest(paths[place])
+        for place, digest in zip(doubtful, digests, strict=True):
             if digest is None:
                 unreadable += 1
             elif digest == store.digest[rows[place]].tobytes():
@@ -82,20 +82,23 @@ def compare_files(store: FeatureStore, rows: Rows, paths: Sequence[Path], *, eve
                 changed.append(place)
             if progress:
                 progress.update()
-    return Comparison(len(there) - unreadable, changed, same, stats)
+    return Comparison(len(there) - unreadable, sorted(changed), sorted(same), stats)
 
 
-def identity_of(path: Path) -> tuple[bytes, Stat]:
-    """What a row remembers of an image file: digest, size and mtime; zeros where it is not there or cannot be read."""
-    found = file_stat(path)
-    return (_digest(path) if found != NO_FILE else None) or bytes(DIGEST_BYTES), found
+def identity_of(image: ImagePlace) -> tuple[bytes, Stat]:
+    """What a row remembers of an image: digest, size and mtime; zeros where it is not there or cannot be read."""
+    found = image_stat(image)
+    return (_digest(image) if found != NO_FILE else None) or bytes(DIGEST_BYTES), found
 
 
 def require_same_images(store: FeatureStore, rows: Rows, pairs: Sequence[Pair], data: str | os.PathLike[str]) -> None:
     """Raise UserError, with the command for `data`, where rows (k,) are of other images than those of the pairs.
 
-    Images that could not be used and are others now, or were not there, count as missing; how many is told.
+    Images that could not be used and are others now, or were not there, count as missing; how many is told. Object
+    stores are not asked: that takes a request for each image.
     """
+    here = [place for place, pair in enumerate(pairs) if not is_remote(pair.image)]
+    rows, pairs = rows[here], [pairs[place] for place in here]
     found, usable = compare_files(store, rows, [pair.image for pair in pairs]), store.status[rows] == OK
     others = [pairs[place].id for place in found.changed if usable[place]]
     if others:
@@ -131,10 +134,10 @@ def how_to_mend(found: Comparison, store: FeatureStore, data: str | os.PathLike[
     )
 
 
-def _digest(path: Path) -> bytes | None:
-    """The digest of a file, one that no file has where it is too large to be read, None where it cannot be read."""
+def _digest(image: ImagePlace) -> bytes | None:
+    """The digest of an image, one that none has where it is too large to be read, None where it cannot be read."""
     try:
-        return file_digest(read_regular_file(path, MAX_FILE_BYTES))
+        return file_digest(image_bytes(image, MAX_FILE_BYTES))
     except TooLargeError:
         return b""
     except (OSError, ValueError):

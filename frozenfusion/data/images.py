@@ -16,9 +16,12 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from frozenfusion.data.colours import bytes_beside, limits, square, stretched
+from frozenfusion.data.places import Place, image_bytes
 from frozenfusion.data.resize import Resize, as_resize
+from frozenfusion.data.table_files import NoImageError
 from frozenfusion.store.status import DIGEST_BYTES, MISSING, REFUSED, UNREADABLE
-from frozenfusion.utils.files import NotRegularError, TooLargeError, read_regular_file
+from frozenfusion.utils.files import NotRegularError, TooLargeError
+from frozenfusion.utils.remote import UnreachableError
 
 MAX_FILE_BYTES = 256 * 2**20
 MAX_PIXELS = 100_000_000
@@ -83,13 +86,19 @@ class BadImage(Exception):
         self.reason = reason
 
 
-def read_image_file(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of an image file of at most MAX_FILE_BYTES. Raises BadImage; never waits on a pipe."""
+class UnreachableImage(BadImage):
+    """An image of which nothing is known, since its store does not answer or lets nobody in."""
+
+
+def read_image_file(image: str | os.PathLike[str] | Place) -> bytes:
+    """The bytes of an image of at most MAX_FILE_BYTES. Raises BadImage; never waits on a pipe."""
     try:
-        data = read_regular_file(path, MAX_FILE_BYTES)
+        data = image_bytes(image, MAX_FILE_BYTES)
     except FileNotFoundError:
         raise BadImage(MISSING, "no such file") from None
-    except NotRegularError as error:
+    except UnreachableError as error:
+        raise UnreachableImage(UNREADABLE, str(error)) from None
+    except (NotRegularError, NoImageError) as error:
         raise BadImage(MISSING, str(error)) from None
     except TooLargeError as error:
         raise BadImage(REFUSED, str(error)) from None

@@ -29,11 +29,11 @@ def without_links(root: Path, records: Iterable[Record]) -> Iterator[Record]:
         raise UserError(f"{root / NOT_FOLLOWED}: rename it: links that are not followed are called so")
     refused = []
     for record in records:
-        paths = {"image": record.image, **({"text": record.text} if isinstance(record.text, Path) else {})}
+        paths = {"image": record.image, "text": record.text}
         outside: dict[str, Any] = {
             name: root / NOT_FOLLOWED / path.relative_to(root)
             for name, path in paths.items()
-            if not _is_inside(root, path)
+            if isinstance(path, Path) and not _is_inside(root, path)
         }
         refused += [f"{printable(record.id)} ({name})" for name in outside]
         yield dataclasses.replace(record, **outside) if outside else record

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frozenfusion.data.columns import TextsMaker
-from frozenfusion.data.pair_columns import PairColumns, PairsMaker, address_of, path_at
+from frozenfusion.data.pair_columns import PairColumns, PairsMaker, file_at, stored_file, stored_image
 from frozenfusion.data.records import Record, clean_text, line_count, read_text
 from frozenfusion.utils.errors import UserError
 
@@ -51,10 +51,10 @@ class Listing:
         records = iter(records)
         while some := list(islice(records, _AT_ONCE)):
             texts = ["" if isinstance(record.text, Path) else clean_text(record.text) for record in some]
-            files = [address_of(record.text, self.root) if isinstance(record.text, Path) else "" for record in some]
+            files = [stored_file(record.text, self.root) if isinstance(record.text, Path) else "" for record in some]
             self.extend(
                 [record.id for record in some],
-                [address_of(record.image, self.root) for record in some],
+                [stored_image(record.image, self.root) for record in some],
                 [record.label for record in some],
                 [record.split for record in some],
                 texts,
@@ -78,6 +78,11 @@ class Listing:
         in_table = [text for text, file in zip(texts, text_files, strict=True) if not file] if has_files else texts
         self._count(in_table)
         self._made.extend(ids, addresses, codes, splits, texts, text_files if has_files else None)
+
+    def require_some(self) -> None:
+        """Raise UserError where nothing is listed."""
+        if not self.n:
+            raise UserError(f"{self.root}: no pairs are listed: check the label files or the manifest")
 
     def class_counts(self) -> dict[str, int]:
         """How many pairs each class has, in the order in which they came."""
@@ -111,7 +116,7 @@ class Listing:
             texts = list(some.texts)
             for row, file in enumerate(some.text_files or ()):
                 if file:
-                    texts[row], how = read_text(path_at(file, self.root))
+                    texts[row], how = read_text(file_at(file, self.root))
                     self._texts[how] += 1
                     self._texts[SEVERAL_LINES] += line_count(texts[row]) > 1
             made.extend(texts)

@@ -11,73 +11,91 @@ from pathlib import Path
 from typing import Any
 
 from frozenfusion.data.listing import Listing
+from frozenfusion.data.pair_columns import stored_image
+from frozenfusion.data.places import Place
 from frozenfusion.data.plain_rows import PlainRows, Row, in_blocks
 from frozenfusion.data.records import (
+    COLUMNS,
     EMPTY_CELLS,
     MAX_LINE,
-    MAX_TABLE_BYTES,
     SENTIMENTS,
     Record,
     checked_id,
     checked_label,
-    checked_path,
     checked_split,
     read_lines,
+    renamed,
+    require_columns,
     table_lines,
 )
+from frozenfusion.data.remote import checked_image, checked_text_path
+from frozenfusion.data.tables import Rows, table_rows
 from frozenfusion.utils.errors import UserError
-from frozenfusion.utils.files import check_regular
-from frozenfusion.utils.messages import one_line, shown
+from frozenfusion.utils.messages import shown
 from frozenfusion.utils.progress import log
+from frozenfusion.utils.remote import address_of
 
 NO_IMAGE = "no image given"  # the file name, never there, of a pair whose image cell is empty
 
 MANY_CLASSES = 20  # of one pair each
 
-_PARQUET_ROWS = 4096  # at once
-_COLUMNS = ("id", "text", "text_path", "image", "label", "split")
 
+def manifest_rows(path: Path, columns: Mapping[str, str]) -> Rows:
+    """The rows of a .csv, .tsv, .jsonl or .parquet file, each with its source for messages. Raises UserError.
 
-def read_manifest(path: Path, empty: Counter[str]) -> Iterator[Record]:
-    """The records of a .csv, .tsv, .jsonl or .parquet file, as it lists them. Raises UserError.
+    Columns: id, text or text_path, image, and if wanted label and split; others are left alone.
 
-    Columns: id, text or text_path, image, and if wanted label and split; others are left alone. Empty cells stand for
-    nothing: no text, no image, no label, no split. Label cells that stand for none are counted in `empty`.
+    columns: what the file calls the columns that it names otherwise.
     """
-    return _records(path, _reader(path)(path), empty)
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise UserError(f"{path}: not a manifest: expected a folder, or a .csv, .tsv, .jsonl or .parquet file")
+    return reader(path, columns)
 
 
-def list_manifest(path: Path, listing: Listing, empty: Counter[str]) -> None:
-    """Add what `read_manifest` reads to a listing, many rows at a time where all are plain. Raises UserError."""
-    plain = PlainRows()
-    for rows in in_blocks(_reader(path)(path)):
-        try:
-            cells = {name: _cells([row.get(name) for _, row in rows]) for name in _COLUMNS}
-            columns = plain.columns(cells, NO_IMAGE)
-        except UserError:  # which is to name its line
-            columns = None
+def read_rows(rows: Iterable[Row], folder: Path, empty: Counter[str], *, remote: bool) -> Iterator[Record]:
+    """The records of rows, in their order, whose images are below `folder`. Raises UserError.
+
+    Empty cells stand for nothing: no text, no image, no label, no split. Label cells that stand for none are counted
+    in `empty`.
+
+    remote: whether images may be anywhere in object stores.
+    """
+    for source, row in rows:
+        record = _record(row, source, folder, remote)
+        if record.label is None and isinstance(row.get("label"), str):
+            empty[row["label"].strip()] += 1
+        yield record
+
+
+def list_rows(rows: Rows, folder: Path, listing: Listing, empty: Counter[str], *, remote: bool) -> None:
+    """Add what `read_rows` reads to a listing, many rows at a time where all are plain. Raises UserError."""
+    plain, is_here = PlainRows(), address_of(folder) is None
+    for block in in_blocks(rows):
+        columns = _plain_columns(plain, block, folder) if is_here else None
         if columns is None:
-            listing.add(_records(path, rows, empty))
+            listing.add(read_rows(block, folder, empty, remote=remote))
             continue
         listing.extend(**columns)
-        for cell, count in Counter(cells["label"]).items():
+        for cell, count in Counter(_cells([row.get("label") for _, row in block])).items():
             if cell.strip() in EMPTY_CELLS:
                 empty[cell.strip()] += count
 
 
-def _reader(path: Path) -> Callable[[Path], Iterator[Row]]:
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        raise UserError(f"{path}: not a manifest: expected a folder, or a .csv, .tsv, .jsonl or .parquet file")
-    return reader
-
-
-def _records(path: Path, rows: Iterable[Row], empty: Counter[str]) -> Iterator[Record]:
-    for source, row in rows:
-        record = _record(row, source, path.parent)
-        if record.label is None and isinstance(row.get("label"), str):
-            empty[row["label"].strip()] += 1
-        yield record
+def _plain_columns(plain: PlainRows, rows: Sequence[Row], folder: Path) -> dict[str, Any] | None:
+    """What Listing.extend takes of some rows; None if any of them needs a closer look."""
+    images = [row.get("image") for _, row in rows]
+    places = [image for image in images if isinstance(image, Place)]
+    are_places = len(places) == len(rows)
+    try:
+        cells = {name: _cells([row.get(name) for _, row in rows]) for name in COLUMNS if name != "image"}
+        cells["image"] = [""] * len(rows) if are_places else _cells(images)
+        columns = plain.columns(cells, NO_IMAGE)
+    except UserError:  # which is to name its line
+        return None
+    if columns is not None and are_places:
+        columns["addresses"] = [stored_image(image, folder) for image in places]
+    return columns
 
 
 def label_names(labels: Iterable[str | None]) -> tuple[str, ...]:
@@ -106,16 +124,19 @@ def tell_of_labels(path: Path, empty: Mapping[str, int], classes: Mapping[str, i
         log.warning("%s: %s: is the column `label` what is to be learned?", path, told)
 
 
-def _record(row: dict[str, Any], source: str, folder: Path) -> Record:
-    cells = {name: _cell(row.get(name), name, source) for name in _COLUMNS}
+def _record(row: dict[str, Any], source: str, folder: Path, remote: bool) -> Record:
+    image = row.get("image")
+    cells = {name: _cell(row.get(name), name, source) for name in COLUMNS if name != "image"}
     text: str | Path = cells["text"]
     if not text and cells["text_path"]:
-        text = checked_path(folder, cells["text_path"], source)
-    image = cells["image"].strip()
+        text = checked_text_path(folder, cells["text_path"], source)
+    if not isinstance(image, Place):
+        name = _cell(image, "image", source).strip()
+        image = checked_image(folder, name, source, remote=remote) if name else folder / NO_IMAGE
     return Record(
         id=checked_id(cells["id"].strip(), source),
         source=source,
-        image=checked_path(folder, image or NO_IMAGE, source),
+        image=image,
         text=text,
         label=checked_label(cells["label"], source),
         split=checked_split(cells["split"], source),
@@ -143,16 +164,8 @@ def _cells(values: Sequence[Any]) -> list[str]:
     return [_cell(value, "", "") for value in values]
 
 
-def _require_columns(names: Iterable[str], source: str) -> None:
-    present = set(names)
-    missing = [name for name in ("id", "image") if name not in present]
-    if not {"text", "text_path"} & present:
-        missing.append("text or text_path")
-    if missing:
-        raise UserError(f"{source}: no column {', '.join(missing)}: a manifest has id, text or text_path, and image")
-
-
-def _delimited(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _delimited(path: Path, columns: Mapping[str, str]) -> Rows:
+    columns = {role: name.lower() for role, name in columns.items()}
     csv.field_size_limit(MAX_LINE)
     lines = csv.reader(table_lines(path), delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
     header: list[str] = []
@@ -163,9 +176,9 @@ def _delimited(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             if not any(cells):
                 continue
             if not header:
-                header = [cell.strip().lower() for cell in cells]
-                _require_columns(header, source)
-                twice = [name for name in _COLUMNS if header.count(name) > 1]
+                header = [renamed(cell.strip().lower(), columns) for cell in cells]
+                require_columns(header, source, columns)
+                twice = [name for name in COLUMNS if header.count(name) > 1]
                 if twice:
                     raise UserError(f"{source}: two columns are called {twice[0]}: keep one of them")
             elif len(cells) != len(header):
@@ -176,7 +189,7 @@ def _delimited(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise UserError(f"{path}:{lines.line_num}: malformed line: {error}") from error
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _json_lines(path: Path, columns: Mapping[str, str]) -> Rows:
     decoder = json.JSONDecoder(object_pairs_hook=_unique)
     for source, line in read_lines(path):
         try:
@@ -185,7 +198,8 @@ def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             raise UserError(f"{source}: malformed line: not JSON ({error})") from error
         if not isinstance(row, dict):
             raise UserError(f"{source}: malformed line {shown(line)}: expected a JSON object")
-        _require_columns(row, source)
+        row = {renamed(name, columns): value for name, value in row.items()}
+        require_columns(row, source, columns)
         yield source, row
 
 
@@ -196,24 +210,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        import pyarrow as arrow
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise UserError(f"{path}: reading Parquet needs pyarrow: pip install pyarrow, or save it as .csv") from error
-    check_regular(path, MAX_TABLE_BYTES)
-    try:
-        with parquet.ParquetFile(path, pre_buffer=False) as file:  # which would keep all that was read
-            names = file.schema_arrow.names
-            _require_columns(names, str(path))
-            row_number = 0
-            for batch in file.iter_batches(_PARQUET_ROWS, columns=[name for name in _COLUMNS if name in names]):
-                for row in batch.to_pylist():
-                    row_number += 1
-                    yield f"{path}: row {row_number}", row
-    except (arrow.ArrowException, ArithmeticError, LookupError, OSError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as Parquet ({one_line(error)}): check the file") from error
-
-
-READERS = {".csv": _delimited, ".tsv": _delimited, ".jsonl": _json_lines, ".parquet": _parquet}  # by a file's suffix
+Reader = Callable[[Path, Mapping[str, str]], Rows]
+READERS: dict[str, Reader] = {
+    ".csv": _delimited,
+    ".tsv": _delimited,
+    ".jsonl": _json_lines,
+    ".parquet": table_rows,
+}  # by a file's suffix

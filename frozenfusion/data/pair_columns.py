@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frozenfusion.data.columns import StringColumn, StringsMaker, TextColumn, TextsMaker, decoded, encoded
+from frozenfusion.data.places import ImagePlace, below, image_address, place_of
 from frozenfusion.data.records import read_text
 from frozenfusion.utils.errors import UsageError
 from frozenfusion.utils.messages import shown
@@ -26,7 +27,9 @@ Array = NDArray[Any]
 SPLITS = ("train", "val", "test")
 _SPLIT_OF: tuple[str | None, ...] = (*SPLITS, None)  # by its code, -1 for none
 _SPLIT_CODE = {split: code for code, split in enumerate(SPLITS)} | {None: -1}
-_ELSEWHERE = "\0"  # begins the address of an image that is not below the root; no path has it
+# What begins the addresses of files that are not below the root, of other places, and of those in a file below it; what
+# is checked has no such letters.
+_ELSEWHERE, _PLACE, _PLACE_BELOW = "\0", "\1", "\2"
 _AT_ONCE = 4096  # pairs that are made when all are iterated
 
 
@@ -36,27 +39,43 @@ class Pair:
 
     id: str
     text: str  # "" when missing or empty
-    image: Path  # where the image file is, or should be
+    image: ImagePlace  # where the image is, or should be
     label: int | None  # index into Pairs.label_names
     split: str | None  # "train", "val" or "test" where the files say so
 
 
-def address_of(file: Path, root: Path) -> str:
-    """An image or text file as a column holds it: its path below the root, another behind a mark."""
+def stored_file(file: Path, root: Path) -> str:
+    """A text file as a column holds it: its path below the root, another behind a mark."""
     try:
         return file.relative_to(root).as_posix()
     except ValueError:
         return _ELSEWHERE + file.as_posix()
 
 
-def path_at(address: str, root: Path) -> Path:
-    """The file that `address_of` gave an address."""
-    return Path(without_mark(address)) if address.startswith(_ELSEWHERE) else root / address
+def file_at(stored: str, root: Path) -> Path:
+    """The file that `stored_file` made this of."""
+    return Path(stored[1:]) if stored.startswith(_ELSEWHERE) else root / stored
 
 
-def without_mark(address: str) -> str:
-    """The path in an address, below the root or not."""
-    return address.removeprefix(_ELSEWHERE)
+def stored_image(image: ImagePlace, root: Path) -> str:
+    """Where an image is as a column holds it: a file as `stored_file` does, else an address behind a mark."""
+    if isinstance(image, Path):
+        return stored_file(image, root)
+    is_below = isinstance(image.file, Path) and image.file.is_relative_to(root)
+    return _PLACE_BELOW + image_address(image, root) if is_below else _PLACE + image.address
+
+
+def image_at(stored: str, root: Path) -> ImagePlace:
+    """Where the image is that `stored_image` made this of."""
+    if not stored.startswith((_PLACE, _PLACE_BELOW)):
+        return file_at(stored, root)
+    place = place_of(stored[1:])
+    return place if stored.startswith(_PLACE) else below(root, place)
+
+
+def without_mark(stored: str) -> str:
+    """The path or address in what a column holds: relative to the root where it is below it."""
+    return stored[1:] if stored.startswith((_ELSEWHERE, _PLACE, _PLACE_BELOW)) else stored
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +85,7 @@ class PairColumns(Sequence[Pair]):
     Attributes:
         root: what the addresses of images and text files are relative to.
         encoded_ids: S, UTF-8.
-        addresses: of the images, see address_of.
+        addresses: of the images, see stored_image.
         label_codes: int32, -1 where there is no label.
         split_codes: int8, positions in SPLITS, -1 where there is none.
         texts: themselves, "" where they are in files.
@@ -92,7 +111,7 @@ class PairColumns(Sequence[Pair]):
             some = pairs[start : start + _AT_ONCE]
             made.extend(
                 [pair.id for pair in some],
-                [address_of(pair.image, root) for pair in some],
+                [stored_image(pair.image, root) for pair in some],
                 [-1 if pair.label is None else pair.label for pair in some],
                 [pair.split for pair in some],
                 [pair.text for pair in some],
@@ -121,7 +140,7 @@ class PairColumns(Sequence[Pair]):
     def pairs_at(self, rows: Array) -> Iterator[Pair]:
         """The pairs at some rows, (k,) int64, in that order. Raises UserError for a text that may not be read."""
         ids = map(decoded, self.encoded_ids[rows].tolist())
-        images = map(path_at, self.addresses.take(rows).tolist(), repeat(self.root))
+        images = map(image_at, self.addresses.take(rows).tolist(), repeat(self.root))
         labels, splits = self.label_codes[rows].tolist(), self.split_codes[rows].tolist()
         columns = zip(ids, self.read_texts(rows), images, labels, splits, strict=True)
         for id, text, image, label, split in columns:
@@ -163,14 +182,14 @@ class PairColumns(Sequence[Pair]):
             return None
         return np.argsort(self.encoded_ids, kind="stable")
 
-    def image(self, row: int) -> Path:
+    def image(self, row: int) -> ImagePlace:
         """Where the image of a pair is, or should be."""
-        return path_at(self.addresses[row], self.root)
+        return image_at(self.addresses[row], self.root)
 
     def text(self, row: int) -> str:
         """The text of a pair, read now if it is in a file. Raises UserError where that may not be read."""
         file = self.text_files[row] if self.text_files is not None else ""
-        return read_text(path_at(file, self.root))[0] if file else self.texts[row]
+        return read_text(file_at(file, self.root))[0] if file else self.texts[row]
 
     def read_texts(self, rows: Array) -> list[str]:
         """The texts of some pairs, in that order; faster than one by one. Raises UserError as `text` does."""

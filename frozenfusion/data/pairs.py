@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,15 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frozenfusion.data.folders import LAYOUT_FILES, read_folder
+from frozenfusion.data.layouts import Found, find_rows
 from frozenfusion.data.links import check_inside, without_links
 from frozenfusion.data.listing import Listing, Twice, tell_of_twice
-from frozenfusion.data.manifests import label_names, list_manifest, read_manifest, tell_of_labels
+from frozenfusion.data.manifests import label_names, list_rows, read_rows, tell_of_labels
 from frozenfusion.data.pair_columns import Pair as Pair
 from frozenfusion.data.pair_columns import PairColumns
-from frozenfusion.data.records import SENTIMENTS
+from frozenfusion.data.records import SENTIMENTS, checked_columns
 from frozenfusion.utils.errors import UsageError, UserError
 from frozenfusion.utils.files import writing
 from frozenfusion.utils.messages import printable
+from frozenfusion.utils.remote import address_of
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Pairs(Sequence[Pair]):
 
     Args:
         path: the folder or manifest that they were read from.
-        layout: "reference", "mvsa", "course", "manifest" or "unlabelled".
+        layout: "reference", "mvsa", "course", "manifest", "table", "webdataset" or "unlabelled".
         label_names: the classes; labels are positions in it.
         pairs: themselves; they are kept as columns, whatever sequence is given.
         text_counts: how the texts were read: "utf-8", "utf-16", "gb18030", "replaced", "empty" and "missing" add up to
@@ -118,50 +120,62 @@ def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{count:,} {printable(name)}" for name, count in counts.items() if count)
 
 
-def load_pairs(path: str | Path, *, follow_links: bool = True) -> Pairs:
+def load_pairs(
+    path: str | Path, *, follow_links: bool = True, remote: bool = False, columns: Mapping[str, str] | None = None
+) -> Pairs:
     """Read a folder or manifest of image–text pairs; its layout is recognised by what is there.
 
     Texts are read, images are not opened.
 
     Args:
         path: a folder (the reference's layout, MVSA's, the course's, or images with texts), or a manifest (.csv, .tsv,
-            .jsonl, .parquet): docs/data.md.
+            .jsonl, .parquet), tables or tars that hold the images, or the address of such data: docs/data.md.
         follow_links: False, for data of strangers, takes a text or image that a link leads out of the folder (the
             manifest's folder) as missing.
+        remote: let a manifest name images anywhere in object stores, not only below its own folder.
+        columns: what a manifest or table calls columns that it names otherwise, as in {"text": "caption"}.
 
     Raises:
         UserError: an unknown layout or label, an id that comes twice or is no plain name, a path that leaves the data
             folder, a malformed line; each with its file and line. Without links, a label file that is one.
     """
-    path = Path(path)
+    path, columns = Path(path), checked_columns(columns or {})
     with writing(path):  # a name that no file system has
-        is_folder, is_there = path.is_dir(), path.exists()
+        is_there, found = path.exists(), find_rows(path, columns, follow_links=follow_links)
+    if found is not None:
+        return _of_rows(path, found, columns, follow_links=follow_links, remote=remote)
     if not is_there:
         raise UserError(f"{path}: no such folder or manifest: check the path")
-    listing = Listing(path if is_folder else path.parent)
-    empty: Counter[str] = Counter()  # labels that stand for none
-    if is_folder:
-        if not follow_links:
-            check_inside(path, LAYOUT_FILES)
-        layout, records, dropped = read_folder(path)
-        listing.add(records if follow_links else without_links(path, records))
+    return _of_folder(path, follow_links=follow_links)
+
+
+def _of_folder(path: Path, *, follow_links: bool) -> Pairs:
+    if not follow_links:
+        check_inside(path, LAYOUT_FILES)
+    layout, records, dropped = read_folder(path)
+    listing = Listing(path)
+    listing.add(records if follow_links else without_links(path, records))
+    listing.require_some()
+    return Pairs(path, layout, SENTIMENTS, *listing.columns(SENTIMENTS), dropped)
+
+
+def _of_rows(path: Path, found: Found, columns: Mapping[str, str], *, follow_links: bool, remote: bool) -> Pairs:
+    layout, rows, folder = found
+    listing, empty = Listing(folder), Counter[str]()  # labels that stand for none
+    if follow_links or address_of(folder) is not None:
+        list_rows(rows, folder, listing, empty, remote=remote)
     else:
-        layout, dropped = "manifest", {}
-        if follow_links:
-            list_manifest(path, listing, empty)
-        else:
-            listing.add(without_links(path.parent, read_manifest(path, empty)))
-    if not listing.n:
-        raise UserError(f"{path}: no pairs are listed: check the label files or the manifest")
+        listing.add(without_links(folder, read_rows(rows, folder, empty, remote=remote)))
+    listing.require_some()
     classes = listing.class_counts()
-    names = SENTIMENTS if is_folder else label_names(classes)
+    names = label_names(classes)
     try:
-        columns, text_counts = listing.columns(names)
+        listed, text_counts = listing.columns(names)
     except Twice as twice:
-        raise tell_of_twice(twice, read_manifest(path, empty)) from None
-    if not is_folder:
-        tell_of_labels(path, empty, classes)
-    return Pairs(path, layout, names, columns, text_counts, dropped)
+        _, again, _ = find_rows(path, columns, follow_links=follow_links) or found
+        raise tell_of_twice(twice, read_rows(again, folder, empty, remote=remote)) from None
+    tell_of_labels(path, empty, classes)
+    return Pairs(path, layout, names, listed, text_counts, {})
 
 
 def require_pairs(pairs: object) -> None:

@@ -8,12 +8,13 @@ import io
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from frozenfusion.utils.errors import UserError
+from frozenfusion.data.places import ImagePlace
+from frozenfusion.utils.errors import UsageError, UserError
 from frozenfusion.utils.files import (
     NotRegularError,
     TooLargeError,
@@ -36,6 +37,7 @@ MAX_TEXT_BYTES = 2**20
 MAX_NAME_BYTES = 255  # what file systems allow in one name
 MAX_PATH_BYTES = 4096
 
+COLUMNS = ("id", "text", "text_path", "image", "label", "split")  # of a manifest or table
 _DECODED_AT_ONCE = 2**20  # bytes
 
 _NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO})
@@ -51,7 +53,7 @@ class Record:
 
     id: str
     source: str  # "FILE:LINE", for messages
-    image: Path
+    image: ImagePlace
     text: str | Path  # the text itself, or the file that holds it
     label: str | None = None
     split: str | None = None
@@ -65,6 +67,32 @@ def unique(records: Iterable[Record]) -> list[Record]:
         if first is not record:
             raise UserError(f"{record.source}: id {record.id!r} was already given at {first.source}: keep one of them")
     return [seen[id] for id in sorted(seen)]
+
+
+def checked_columns(columns: Mapping[str, str]) -> Mapping[str, str]:
+    """Columns by what they are called here. Raises UsageError for a name that is none of ours, or stands for two."""
+    strange = [name for name in columns if name not in COLUMNS]
+    if strange or len(set(columns.values())) < len(columns):
+        told = f"{strange[0]} is none" if strange else "a name is given twice"
+        raise UsageError(f"`columns` say what a table calls {', '.join(COLUMNS)}, as in text=caption: {told}")
+    return columns
+
+
+def renamed(name: str, columns: Mapping[str, str]) -> str:
+    """What a column is called here that its table calls `name`, where `columns` says so: {"text": "caption"}."""
+    return next((role for role, given in columns.items() if given == name), "" if name in columns else name)
+
+
+def require_columns(names: Iterable[str], source: str, columns: Mapping[str, str]) -> None:
+    """Raise UserError unless the columns that every manifest has, and those of `columns`, are among `names`."""
+    present = set(names)
+    missing = [name for role, name in columns.items() if role not in present]
+    missing += [name for name in ("id", "image") if name not in {*present, *columns}]
+    if not {"text", "text_path"} & {*present, *columns}:
+        missing.append("text or text_path")
+    if missing:
+        told = "a manifest has id, text or text_path, and image; `columns` says which are called otherwise"
+        raise UserError(f"{source}: no column {', '.join(missing)}: {told}")
 
 
 def checked_id(id: str, source: str) -> str:

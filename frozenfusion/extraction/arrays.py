@@ -14,6 +14,7 @@ import numpy as np
 
 from frozenfusion.data.identity import compare_files, identity_of
 from frozenfusion.data.pairs import Pair, Pairs
+from frozenfusion.data.places import image_stem
 from frozenfusion.extraction.array_files import files_of, read_parts
 from frozenfusion.store.command import ARRAYS
 from frozenfusion.store.raw_file import Array
@@ -74,7 +75,7 @@ class FeatureArrays:
 
     def rows(self, pairs: Sequence[Pair]) -> Rows:
         """The row of each pair, (k,) int64; -1 where there is none."""
-        names = [pair.image.stem if self._by_image else pair.id for pair in pairs]
+        names = [image_stem(pair.image) if self._by_image else pair.id for pair in pairs]
         return np.array([self._row.get(name, -1) for name in names], dtype=np.int64)
 
     def require_rows(self, pairs: Pairs) -> None:

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from frozenfusion.data.identity import compare_files, file_stat, how_to_mend
+from frozenfusion.data.identity import compare_files, how_to_mend
+from frozenfusion.data.pair_columns import PairColumns
 from frozenfusion.data.pairs import Pairs, require_pairs
+from frozenfusion.data.places import TableCell, image_address, image_stats, reading_order
 from frozenfusion.extraction import bad_images
 from frozenfusion.extraction.arrays import FeatureArrays, import_rows, reset_replaced
 from frozenfusion.extraction.config import ExtractConfig, share_of
@@ -125,7 +127,7 @@ def _update_file(
             if isinstance(source, FeatureArrays):
                 imported = import_rows(writer, pairs, pending, source, reasons)
             elif len(pending):
-                tasks = (Task(int(rows[place]), columns.image(place)) for place in pending.tolist())
+                tasks = (Task(int(rows[place]), columns.image(place)) for place in _in_reading_order(columns, pending))
                 timing = ExtractionLoop(writer, source, config, reasons).run(tasks, len(pending), images_left)
             if config.rebuild:
                 writer.publish()
@@ -135,9 +137,17 @@ def _update_file(
     return ExtractSummary(pairs, cache, counts, timing, imported, bad_list)
 
 
+def _in_reading_order(columns: PairColumns, places: Rows) -> list[int]:
+    """Places of pairs, (k,): as they come, but for cells of tables, which are read without going back."""
+    order: list[int] = places.tolist()
+    if order and isinstance(columns.image(order[0]), TableCell):
+        order.sort(key=lambda place: reading_order(columns.image(place)))
+    return order
+
+
 def _files(pairs: Pairs, ids: list[str]) -> list[str]:
     """Where the images of ids are, "" for an id that is none of the pairs'."""
-    return [pairs.columns.image(row).as_posix() if row >= 0 else "" for row in pairs.rows(ids).tolist()]
+    return [image_address(pairs.columns.image(row)) if row >= 0 else "" for row in pairs.rows(ids).tolist()]
 
 
 def _update_shards(
@@ -244,18 +254,20 @@ def _reset_stale(writer: StoreWriter, pairs: Pairs, config: ExtractConfig, reaso
     An image that was deleted after its features were computed keeps them; a bad one is tried again if a kill lost the
     reason why it is bad. Raises UserError, and changes nothing, where the file looks like another data set's.
     """
-    images, rows = pairs.columns.image, writer.store.rows(pairs.columns.encoded_ids)
+    columns = pairs.columns
+    rows = writer.store.rows(columns.encoded_ids)
     settled = np.flatnonzero((rows >= 0) & (writer.store.status[rows] != PENDING))
     usable = writer.store.status[rows[settled]] == OK
     changed = _changed(writer, pairs, settled[usable], rows, config)
     if len(changed):
         log.info(f"{len(changed):,} images have changed since their features were computed: computing them again")
+    bad = settled[~usable].tolist()
     again = [
         rows[place]
-        for place in settled[~usable].tolist()
+        for place, stat in zip(bad, image_stats([*map(columns.image, bad)]), strict=True)
         if config.retry_failed
         or config.update
-        or file_stat(images(place)) != tuple(writer.store.stat[rows[place]])
+        or stat != tuple(writer.store.stat[rows[place]])
         or pairs[place].id not in reasons
     ]
     if again or len(changed):

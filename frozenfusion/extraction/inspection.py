@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -42,8 +43,10 @@ def info(cache: Path) -> str:
     return "\n".join(f"{name:<{width}}  {value}" for name, value in told.items())
 
 
-def verify(cache: Path, data: Path | None = None, *, follow_links: bool = True) -> str:
-    """Check every row against its checksum and, with `data`, every image file there against its row's digest.
+def verify(cache: Path, data: Path | None = None, **reading: Any) -> str:
+    """Check every row against its checksum and, with `data`, every image there against its row's digest.
+
+    reading: how `load_pairs` is to read the data.
 
     Returns what was found, if all is well. Raises UserError that names what is not.
     """
@@ -62,7 +65,7 @@ def verify(cache: Path, data: Path | None = None, *, follow_links: bool = True) 
         told += f" ({pending:,} more are pending)"
     if data is None:
         return told
-    found, changed = _compare(store, load_pairs(data, follow_links=follow_links))
+    found, changed = _compare(store, load_pairs(data, **reading))
     if changed:
         raise UserError(
             f"{data}: {len(changed):,} of {found.there:,} images are not those that {cache} was made from "

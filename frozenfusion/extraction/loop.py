@@ -18,15 +18,17 @@ from typing import NamedTuple
 import numpy as np
 
 from frozenfusion.data.decoding import Decoder, no_memory
-from frozenfusion.data.identity import NO_FILE, file_stat
-from frozenfusion.data.images import BadImage, file_digest, quiet_pillow, read_image_file
+from frozenfusion.data.images import BadImage, UnreachableImage, file_digest, quiet_pillow, read_image_file
+from frozenfusion.data.places import NO_FILE, ImagePlace, image_address, is_remote, stat_of_each
 from frozenfusion.extraction.config import ExtractConfig
 from frozenfusion.store.status import MISSING
 from frozenfusion.store.writer import StoreWriter
+from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.progress import Progress, duration, log
 from frozenfusion.vision.backbone import Backbone
 from frozenfusion.vision.runner import PendingFeatures
 
+UNREACHABLE_IN_A_ROW = 20  # then it is the network rather than the images
 BATCHES_AHEAD = 4  # decoded or being decoded while the network works
 
 
@@ -34,7 +36,7 @@ class Task(NamedTuple):
     """An image to be turned into row `row` of the store."""
 
     row: int
-    path: Path
+    image: ImagePlace
 
 
 class Decoded(NamedTuple):
@@ -77,6 +79,8 @@ class ExtractionLoop:
         self._writer, self._backbone, self._config, self._reasons = writer, backbone, config, reasons
         self._timing = Timing()
         self._started: deque[tuple[list[Decoded], PendingFeatures]] = deque()
+        self._stat = stat_of_each()
+        self._unreached: list[Decoded] = []  # in a row
 
     def run(self, tasks: Iterable[Task], n: int, images_left: int | None = None) -> Timing:
         """Compute the rows of `n` tasks, or mark why one cannot be; a network that ran before goes on as prepared.
@@ -89,13 +93,16 @@ class ExtractionLoop:
         )
         log.info("extracting on %s", runner)
         size, began = runner.batch_size, time.perf_counter()
+        ahead = max(BATCHES_AHEAD * size, self._config.workers or 0)  # who waits for a store wants many
         showing, decoder = Progress(n, "img", "extracting"), self._decoder()
         with quiet_pillow(), showing as self._progress, self._pool() as pool, decoder as self._decodes:
             batch: list[Decoded] = []
-            for image in self._timed(_in_order(pool, self._decode, tasks, BATCHES_AHEAD * size)):
+            for image in self._timed(_in_order(pool, self._decode, tasks, ahead)):
                 self._timing.decode += image.seconds
+                self._look_for_the_network(image)
                 if image.pixels is None:
-                    self._mark(image)
+                    if not isinstance(image.bad, UnreachableImage):
+                        self._mark(image)
                     continue
                 batch.append(image)
                 if len(batch) == size:
@@ -107,6 +114,9 @@ class ExtractionLoop:
                 self._start(batch)
             while self._started:
                 self._finish()
+            if n and len(self._unreached) == n:
+                raise self._unreachable()
+            self._mark_unreached()
         self._writer.commit()
         self._timing.images = n
         self._timing.total = time.perf_counter() - began
@@ -140,23 +150,45 @@ class ExtractionLoop:
 
     def _decode(self, task: Task) -> Decoded:
         began = time.perf_counter()
-        stat, digest, pixels, bad = file_stat(task.path), None, None, None
+        stat, digest, pixels, bad = self._stat(task.image), None, None, None
         try:
-            with self._decodes.reading(task.path):
-                data = read_image_file(task.path)
+            with self._decodes.reading(task.image, stat):
+                data = read_image_file(task.image)
                 digest = file_digest(data)
                 pixels = self._decodes.decode(data)
         except BadImage as error:
             bad = error
         except MemoryError as error:
-            raise no_memory(task.path) from error
+            raise no_memory(task.image) from error
         return Decoded(task, pixels, bad, digest, stat, time.perf_counter() - began)
+
+    def _look_for_the_network(self, image: Decoded) -> None:
+        """Raise UserError, and mark none of them, where image after image cannot be reached; one alone is bad."""
+        if isinstance(image.bad, UnreachableImage):
+            self._unreached.append(image)
+            if len(self._unreached) == UNREACHABLE_IN_A_ROW:
+                raise self._unreachable()
+        elif is_remote(image.task.image):
+            self._mark_unreached()
+
+    def _unreachable(self) -> UserError:
+        last, before = self._unreached[-1], len(self._unreached) - 1
+        return UserError(
+            f"{image_address(last.task.image)}: cannot be reached, as the {before} before it ({last.bad}): check the "
+            "network and your access, and run the same command again; finished rows are kept"
+        )
+
+    def _mark_unreached(self) -> None:
+        for image in self._unreached:
+            self._mark(image)
+        self._unreached.clear()
 
     def _mark(self, image: Decoded) -> None:
         assert image.bad is not None
         row = image.task.row
         self._reasons[self._writer.store.names([row])[0]] = image.bad.reason
-        stat = NO_FILE if image.bad.status == MISSING else image.stat
+        gone = image.bad.status == MISSING and isinstance(image.task.image, Path)  # since it was looked at
+        stat = NO_FILE if gone or isinstance(image.bad, UnreachableImage) else image.stat  # to be tried again
         self._writer.mark([row], image.bad.status, None if image.digest is None else [image.digest], [stat])
         self._progress.update(1)
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from frozenfusion.data.colours import square
 from frozenfusion.data.decoding import Decoder, no_memory
 from frozenfusion.data.images import BadImage, quiet_pillow, read_image_file
+from frozenfusion.data.places import Place
 from frozenfusion.data.resize import Resize
 from frozenfusion.store.command import ARRAYS
 from frozenfusion.store.reader import Rows
@@ -30,7 +31,7 @@ from frozenfusion.utils.progress import log
 from frozenfusion.vision.backbone import JPEG_DRAFT, Backbone, build_backbone
 from frozenfusion.vision.runner import default_batch_size
 
-AnyImage = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
+AnyImage = str | os.PathLike[str] | Place | bytes | Image.Image | NDArray[np.uint8]
 
 DECODED_AHEAD = 4  # batches
 
@@ -122,7 +123,7 @@ def _decoded(image: AnyImage | None, decoder: Decoder, resize: Resize) -> NDArra
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,), (4,)):
             raise ValueError(f"an image's array is uint8 (h, w, 3), not {image.dtype} {image.shape}")
         image = Image.fromarray(image)
-    if not isinstance(image, Image.Image | bytes | str | os.PathLike):
+    if not isinstance(image, Image.Image | bytes | str | os.PathLike | Place):
         raise ValueError(
             f"an image is a path, the bytes of a file, a PIL image or an array, not {type(image).__name__}"
         )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
 from frozenfusion.utils.messages import printable
+from frozenfusion.utils.remote import address_of
 
 FOLDER = Path("cache")
 ARRAYS = "arrays"  # the backbone of features that another program computed
@@ -31,7 +33,7 @@ def extraction_command(
     *flags: str,
 ) -> str:
     """The command by which stage one puts features of such a fingerprint, by such weights, into a feature file."""
-    words = [Path(data).as_posix(), "--cache", Path(cache).as_posix()]
+    words = [address_of(data) or Path(data).as_posix(), "--cache", Path(cache).as_posix()]
     from_arrays = fingerprint.get("backbone") == ARRAYS
     for option, (part, default) in _OPTIONS.items():
         if option == "backbone" and from_arrays:
@@ -68,4 +70,5 @@ def is_default_cache(path: Path, data: str | os.PathLike[str]) -> bool:
 
 def _name(data: str | os.PathLike[str]) -> str:
     path = Path(os.path.abspath(data))  # which has a name, where "." and ".." have none
-    return (path.name if path.is_dir() else path.stem) or "data"
+    name = (path.name if path.is_dir() else path.stem) or "data"
+    return re.sub(r"[*?{}\[\]]+", "_", name)  # of the pattern that several files have

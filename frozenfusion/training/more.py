@@ -18,6 +18,7 @@ from torch import Tensor
 
 from frozenfusion.data.identity import require_same_images
 from frozenfusion.data.pairs import Pair
+from frozenfusion.data.places import NO_FILE, image_stat
 from frozenfusion.model.dataset import Images
 from frozenfusion.store.reader import FeatureStore, Rows
 from frozenfusion.store.status import DIGEST_BYTES, MISSING
@@ -46,7 +47,7 @@ class Source:
         return rows
 
     def _needs(self, pair: Pair) -> bool:
-        return self.strict or pair.image.exists()
+        return self.strict or image_stat(pair.image) != NO_FILE
 
     @cached_property
     def status(self) -> NDArray[np.uint8]:

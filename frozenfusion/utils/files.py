@@ -10,6 +10,7 @@ import re
 import secrets
 import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -273,6 +274,16 @@ def read_regular_file(path: str | os.PathLike[str], limit: int) -> bytes:
     return content
 
 
+def read_part(path: str | os.PathLike[str], offset: int, size: int) -> bytes:
+    """The `size` bytes at `offset` of a regular file. Raises OSError: NotRegularError, or that the file ends before."""
+    with open_regular_file(path, sys.maxsize) as file:
+        file.seek(offset)
+        content = file.read(size)
+    if len(content) < size:
+        raise OSError(None, f"cut short: {len(content):,} of {size:,} bytes are there")
+    return content
+
+
 def read_file(path: str | os.PathLike[str], limit: int) -> bytes:
     """What `read_regular_file` reads. Raises UserError for what is missing, no regular file, or larger than that."""
     with reading(path):
@@ -288,6 +299,11 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
         raise UserError(f"{path}: {error}, which no file of this kind is: check the path") from error
     except OSError as error:
         raise file_error(error, path) from error
+
+
+def is_regular(path: str | os.PathLike[str]) -> bool:
+    """Whether a regular file is there. Raises OSError where there is nothing, or it may not be looked at."""
+    return stat.S_ISREG(os.stat(path).st_mode)
 
 
 def check_regular(path: str | os.PathLike[str], limit: int | None = None) -> None:

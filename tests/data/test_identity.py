@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from frozenfusion.cli.extract import ExtractOptions
 from frozenfusion.cli.parsing import parse
 from frozenfusion.data import identity
-from frozenfusion.data.identity import NO_FILE, compare_files, file_stat, require_same_images
+from frozenfusion.data.identity import compare_files, require_same_images
 from frozenfusion.data.images import file_digest
 from frozenfusion.data.pairs import Pair
+from frozenfusion.data.places import NO_FILE, image_stat
 from frozenfusion.extraction.config import ExtractConfig
 from frozenfusion.store.command import default_cache, extraction_command, is_default_cache
 from frozenfusion.store.reader import FeatureStore
@@ -42,8 +43,8 @@ def store(tmp_path: Path, pairs: list[Pair]) -> FeatureStore:
     ok = range(6)
     digests = [file_digest(id.encode()) for id in IDS[:5]] + [bytes(16)]
     with StoreWriter.create(tmp_path / "x.h5", IDS, (2,), "float32", {"backbone": "small"}) as writer:
-        writer.write(ok, np.ones((6, 2)), digests, [file_stat(pairs[row].image) for row in ok])
-        writer.mark([6], UNREADABLE, [file_digest(b"p6")], [file_stat(pairs[6].image)])
+        writer.write(ok, np.ones((6, 2)), digests, [image_stat(pairs[row].image) for row in ok])
+        writer.mark([6], UNREADABLE, [file_digest(b"p6")], [image_stat(pairs[6].image)])
         writer.mark([7], MISSING)
     pairs[7].image.unlink()
     return FeatureStore(tmp_path / "x.h5")
@@ -55,7 +56,7 @@ def check(store: FeatureStore, pairs: list[Pair]) -> None:
 
 def test_only_files_that_have_changed_are_read(store: FeatureStore, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch):
     read = []
-    monkeypatch.setattr(identity, "read_regular_file", lambda path, limit: read.append(path.name) or b"?")
+    monkeypatch.setattr(identity, "image_bytes", lambda path, limit: read.append(path.name) or b"?")
     check(store, pairs)
     assert not read
     os.utime(pairs[2].image, ns=(1, 1))
@@ -80,13 +81,13 @@ def test_rows_without_a_digest_and_files_that_cannot_be_looked_at_are_passed_ove
     pairs[0].image.unlink()
     pairs[1].image.unlink()
     pairs[1].image.mkdir()
-    assert file_stat(pairs[1].image) == NO_FILE
+    assert image_stat(pairs[1].image) == NO_FILE
     os.utime(pairs[2].image, ns=(1, 1))
 
     def refused(path: Path, limit: int) -> bytes:
         raise PermissionError
 
-    monkeypatch.setattr(identity, "read_regular_file", refused)
+    monkeypatch.setattr(identity, "image_bytes", refused)
     check(store, pairs)
 
 

@@ -12,8 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from trained import make_run, make_world
 
-from frozenfusion.data.identity import file_stat
 from frozenfusion.data.pairs import load_pairs
+from frozenfusion.data.places import image_stat
 from frozenfusion.data.splits import Split
 from frozenfusion.evaluation import metrics
 from frozenfusion.evaluation import predictor as predict
@@ -272,7 +272,7 @@ def test_a_head_that_attends_over_regions_shows_where_it_looks(tmp_path: Path):
     world = make_world(tmp_path / "world", 30, regions=4)
     Image.new("RGB", (40, 30), "teal").save(world / "data" / "x.jpg")
     with StoreWriter.open(world / "features.h5", FeatureStore(world / "features.h5").fingerprint) as writer:
-        writer.set_stat(range(30), [file_stat(world / "data" / "x.jpg")] * 30)
+        writer.set_stat(range(30), [image_stat(world / "data" / "x.jpg")] * 30)
     make_run(world, "cross-attention", "cross-attention")
     run_on(world, "cross-attention", out=tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text()

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from frozenfusion.data.decoding import Decoder, no_memory
 from frozenfusion.data.images import BadImage, quiet_pillow, read_image_file
 from frozenfusion.data.pairs import Pair
+from frozenfusion.data.places import ImagePlace
 from frozenfusion.evaluation import metrics
 from frozenfusion.evaluation.comparison import Comparison
 from frozenfusion.evaluation.inputs import EvaluationInputs
@@ -173,15 +174,15 @@ def _shown(character: str) -> str:
     return "\ufffd" if category in ("Cc", "Cs") and character not in "\n\t" else character
 
 
-def thumbnail(path: Path) -> str | None:
-    """A small square copy of an image file as a data URI, None where it cannot be read."""
+def thumbnail(image: ImagePlace) -> str | None:
+    """A small square copy of an image as a data URI, None where it cannot be read."""
     try:
         with Decoder(THUMBNAIL) as decoder:
-            return data_uri(decoder.decode(read_image_file(path)), "JPEG")
+            return data_uri(decoder.decode(read_image_file(image)), "JPEG")
     except BadImage:
         return None
     except MemoryError as error:
-        raise no_memory(path) from error
+        raise no_memory(image) from error
 
 
 def modalities(comparison: Comparison) -> Modalities | None:
