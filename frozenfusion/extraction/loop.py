@@ -73,8 +73,16 @@ class Timing:
 class ExtractionLoop:
     """The loop: workers decode ahead while the network computes, and rows are written as they come."""
 
-    def __init__(self, writer: StoreWriter, backbone: Backbone, config: ExtractConfig, reasons: dict[str, str]) -> None:
+    def __init__(
+        self,
+        writer: StoreWriter,
+        backbone: Backbone,
+        config: ExtractConfig,
+        reasons: dict[str, str],
+        progress: Callable[..., Progress] = Progress,
+    ) -> None:
         self._writer, self._backbone, self._config, self._reasons = writer, backbone, config, reasons
+        self._showing = progress
         self._timing = Timing()
         self._started: deque[tuple[list[Decoded], PendingFeatures]] = deque()
 
@@ -89,7 +97,7 @@ class ExtractionLoop:
         )
         log.info("extracting on %s", runner)
         size, began = runner.batch_size, time.perf_counter()
-        showing, decoder = Progress(len(tasks), "img", "extracting"), self._decoder()
+        showing, decoder = self._showing(len(tasks), "img", "extracting"), self._decoder()
         with quiet_pillow(), showing as self._progress, self._pool() as pool, decoder as self._decodes:
             batch: list[Decoded] = []
             for image in self._timed(_in_order(pool, self._decode, tasks, BATCHES_AHEAD * size)):
