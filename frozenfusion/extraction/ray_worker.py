@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -14,8 +13,8 @@ from frozenfusion.extraction.loop import Timing
 from frozenfusion.extraction.sharding import Portion, compute_shard
 from frozenfusion.store.plan import Plan
 from frozenfusion.utils.plugins import import_again
-from frozenfusion.utils.progress import Progress, log
-from frozenfusion.utils.ray_cluster import go_to
+from frozenfusion.utils.progress import Progress
+from frozenfusion.utils.ray_cluster import Told, go_to, keeping_warnings
 
 
 class Work(Protocol):
@@ -51,7 +50,7 @@ class Done(NamedTuple):
 
     claimed: bool
     timing: Timing
-    told: list[tuple[int, str]]  # warnings: their level, what they say
+    told: Told
 
 
 class NotStarted(Exception):
@@ -64,8 +63,6 @@ class ShardActor:
     def __init__(self) -> None:
         self._work: Work | None = None
         self._counting = _Counting()
-        self._told: list[tuple[int, str]] = []
-        log.handlers, log.propagate = [_Keeping(self._told)], False
 
     def ping(self) -> None:
         """Tell that the process is there."""
@@ -88,12 +85,11 @@ class ShardActor:
         self._counting.images, folder = 0, self._folder
         self._work.timing = Timing()
         compute = partial(self._work.compute, portion=portion, again=again)
-        with Worker(folder) as worker:
+        with keeping_warnings() as told, Worker(folder) as worker:
             claims = worker.claims().get(shard, {})
             claimed = compute_shard(
                 worker, claims, self._pairs, folder, self._work.plan, shard, images, compute, again=again
             )
-        told, self._told[:] = [*self._told], []
         return Done(claimed, self._work.timing, told)
 
     def count(self) -> int:
@@ -115,14 +111,3 @@ class _Counting:
                 counting.images += n
 
         return Counted(total, unit, label)
-
-
-class _Keeping(logging.Handler):
-    """Keeps warnings for the driver, who tells each once."""
-
-    def __init__(self, told: list[tuple[int, str]]) -> None:
-        super().__init__(logging.WARNING)
-        self._told = told
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._told.append((record.levelno, record.getMessage()))

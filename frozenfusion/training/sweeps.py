@@ -6,7 +6,8 @@ import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -17,17 +18,19 @@ from frozenfusion.data.splits import Split
 from frozenfusion.fusion.registry import head_class
 from frozenfusion.model.run_folder import RunFolder
 from frozenfusion.store.reader import FeatureStore, as_store
-from frozenfusion.training.config import ALL, TrainConfig, check_jobs, check_seeds
+from frozenfusion.training.config import ALL, TrainConfig, check_seeds, where_to_train
 from frozenfusion.training.inputs import TrainingInputs
 from frozenfusion.training.job_processes import train_in_processes
 from frozenfusion.training.jobs import Failure, Job, Outcome, train_job
 from frozenfusion.training.messages import seconds
+from frozenfusion.training.ray_jobs import train_on_ray
 from frozenfusion.training.run import TrainedRun, finished_run, read_run
 from frozenfusion.utils.checks import config_of
 from frozenfusion.utils.device import usable_cores
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import keep_current, write_atomically
 from frozenfusion.utils.progress import log
+from frozenfusion.utils.ray_cluster import Cluster
 from frozenfusion.utils.tables import as_text, to_csv
 
 DEFAULT_FOLDER = Path("runs") / "sweep"
@@ -45,6 +48,8 @@ def sweep(
     folder: str | os.PathLike[str] = DEFAULT_FOLDER,
     split: Split | None = None,
     jobs: int | Literal["auto"] = "auto",
+    ray: str | None = None,
+    ray_gpus_per_worker: float | None = None,
 ) -> list[TrainedRun]:
     """Train every head with every seed, each in a run folder of its own; resume where an earlier sweep stopped.
 
@@ -58,23 +63,23 @@ def sweep(
         folder: for the run folders.
         jobs: how many runs are trained at once, in processes of their own; "auto" is one for each core where the text
             is frozen, one for each GPU, and one where that would not pay. What comes out is the same.
+        ray: train them on the Ray cluster at this address instead, or "auto"; "local" makes one of this machine.
+        ray_gpus_per_worker: of each run, also a part of one; by default 1 where the cluster has any.
 
     Raises:
         UserError: as for `train`; at the end, for runs that failed.
     """
     config, folder = config_of(TrainConfig, config), Path(folder)
-    heads, seeds = asked(heads, seeds, jobs)
+    heads, seeds = asked(heads, seeds)
+    where = where_to_train(jobs, ray, ray_gpus_per_worker)
     inputs = TrainingInputs(pairs, as_store(features), config, heads, split)
-    return train_jobs(inputs, jobs_of(inputs.heads, seeds, config, folder), folder, resume=config.resume, at_once=jobs)
+    return train_jobs(inputs, jobs_of(inputs.heads, seeds, config, folder), folder, resume=config.resume, at_once=where)
 
 
-def asked(
-    heads: Sequence[str], seeds: Sequence[int], jobs: int | Literal["auto"]
-) -> tuple[Sequence[str], Sequence[int]]:
+def asked(heads: Sequence[str], seeds: Sequence[int]) -> tuple[Sequence[str], Sequence[int]]:
     """Heads, of which one may come by its name alone, and seeds as plain numbers. Raises UsageError."""
     plain = [seed.item() if hasattr(seed, "item") else seed for seed in seeds]
     check_seeds(plain)
-    check_jobs(jobs)
     return [heads] if isinstance(heads, str) else heads, plain
 
 
@@ -84,9 +89,9 @@ def train_jobs(
     folder: Path,
     *,
     resume: str = "auto",
-    at_once: int | Literal["auto"] = "auto",
+    at_once: int | Literal["auto"] | Cluster = "auto",
 ) -> list[TrainedRun]:
-    """Train the jobs, `at_once` at a time, and keep `folder`/sweep.csv, in their order, up to date; see `sweep`."""
+    """Train the jobs, `at_once` at a time or on a cluster, and keep `folder`/sweep.csv, in their order, up to date."""
     check_resume(folder, jobs, resume)
     runs: dict[int, TrainedRun] = {}
     failures: dict[int, str] = {}
@@ -132,15 +137,20 @@ def _finished(inputs: TrainingInputs, job: Job) -> Outcome | Literal[False]:
 
 
 def _train(
-    inputs: TrainingInputs, jobs: Mapping[int, Job], at_once: int | Literal["auto"]
+    inputs: TrainingInputs, jobs: Mapping[int, Job], at_once: int | Literal["auto"] | Cluster
 ) -> Generator[tuple[int, Outcome], None, None]:
     """The key of each job as soon as it ended, and how."""
-    count = min(len(jobs), _worth(inputs, jobs.values()) if at_once == "auto" else at_once)
+    elsewhere: Callable[..., Generator[tuple[int, Outcome], None, None]] | None = None
+    if isinstance(at_once, Cluster):
+        elsewhere = partial(train_on_ray, cluster=at_once) if jobs else None
+    else:
+        count = min(len(jobs), _worth(inputs, jobs.values()) if at_once == "auto" else at_once)
+        elsewhere = partial(train_in_processes, count=count) if count > 1 else None
     strange = [job.head for job in jobs.values() if head_class(job.head).__module__ == "__main__"]
-    if count > 1 and strange:
+    if elsewhere and strange:
         log.warning("one run at a time: %s is of the program itself, which no other process can import", strange[0])
-    elif count > 1:
-        yield from train_in_processes(inputs, jobs, count)
+    elif elsewhere:
+        yield from elsewhere(inputs, jobs)
         return
     for number, job in jobs.items():
         yield number, train_job(inputs, job)

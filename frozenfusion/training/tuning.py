@@ -28,7 +28,7 @@ from frozenfusion.model.tuning import (
     tuning_cells,
 )
 from frozenfusion.store.reader import FeatureStore, as_store
-from frozenfusion.training.config import ALL, TrainConfig
+from frozenfusion.training.config import ALL, TrainConfig, where_to_train
 from frozenfusion.training.grid import changed, check_grid, check_trials
 from frozenfusion.training.inputs import TrainingInputs
 from frozenfusion.training.jobs import Job
@@ -41,6 +41,7 @@ from frozenfusion.utils.errors import UsageError, UserError
 from frozenfusion.utils.files import keep_current, writing
 from frozenfusion.utils.locks import WriterLock
 from frozenfusion.utils.progress import log
+from frozenfusion.utils.ray_cluster import Cluster, connected
 from frozenfusion.utils.tables import as_text, to_csv
 
 ANOTHER = "give the same again, or choose another `run`"
@@ -59,6 +60,8 @@ def tune(
     folder: str | os.PathLike[str] = DEFAULT_FOLDER,
     split: Split | None = None,
     jobs: int | Literal["auto"] = "auto",
+    ray: str | None = None,
+    ray_gpus_per_worker: float | None = None,
 ) -> list[TrainedRun]:
     """Try options for every head, and train each with its best ones, seed by seed: the runs of these.
 
@@ -68,7 +71,8 @@ def tune(
     and no parameters; all are in tuning.csv, and each run has those of its head in its tuning.json.
 
     Args:
-        pairs, features, heads, seeds, folder, split, jobs: as for `sweep`; trials have the config's seed.
+        pairs, features, heads, seeds, folder, split: as for `sweep`; trials have the config's seed.
+        jobs, ray, ray_gpus_per_worker: as for `sweep`.
         config: what every trial starts from; its epochs are the budget of each.
         trials: of each head.
         grid: the values to try of each option, in place of random trials: a head gets every combination of those
@@ -78,7 +82,8 @@ def tune(
         UserError: as for `sweep`; no validation part to choose on, a grid that cannot be.
     """
     config, folder = config_of(TrainConfig, config), Path(folder)
-    heads, seeds = asked(heads, seeds, jobs)
+    heads, seeds = asked(heads, seeds)
+    where = where_to_train(jobs, ray, ray_gpus_per_worker)
     check_trials(trials)
     check_grid(grid or {}, config)
     inputs = TrainingInputs(pairs, as_store(features), config, heads, split)
@@ -88,14 +93,15 @@ def tune(
     tried = {head: _trial_jobs(inputs, head, plan[head], config, folder / TRIALS) for head in inputs.heads}
     every = [job for of in tried.values() for job in of]
     check_resume(folder, [*every, *jobs_of(inputs.heads, seeds, config, folder)], config.resume)
-    _train_trials(inputs, every, folder / TRIALS, jobs)
-    tunings = {head: _tuning(plan[head], tried[head], config.epochs) for head in inputs.heads}
-    keep_current(folder / TABLE, _as_csv(tunings))
-    chosen = {head: changed(config, plan[head][of.best]) for head, of in tunings.items()}
-    final = [job for head in inputs.heads for job in jobs_of([head], seeds, chosen[head], folder)]
-    for job in final:
-        _make_way(job, tunings[job.head])
-    runs = train_jobs(inputs, final, folder, at_once=jobs)
+    with connected(where.address) if isinstance(where, Cluster) else contextlib.nullcontext():  # once for both parts
+        _train_trials(inputs, every, folder / TRIALS, where)
+        tunings = {head: _tuning(plan[head], tried[head], config.epochs) for head in inputs.heads}
+        keep_current(folder / TABLE, _as_csv(tunings))
+        chosen = {head: changed(config, plan[head][of.best]) for head, of in tunings.items()}
+        final = [job for head in inputs.heads for job in jobs_of([head], seeds, chosen[head], folder)]
+        for job in final:
+            _make_way(job, tunings[job.head])
+        runs = train_jobs(inputs, final, folder, at_once=where)
     for job in final:
         save_tuning(job.folder, tunings[job.head])
     return runs
@@ -143,7 +149,9 @@ def _check_head(inputs: TrainingInputs, head: str, config: TrainConfig) -> None:
         build_head(model.head, width=width, text_width=width, classes=len(model.label_names), **model.fusion_options)
 
 
-def _train_trials(inputs: TrainingInputs, jobs: Sequence[Job], folder: Path, at_once: int | Literal["auto"]) -> None:
+def _train_trials(
+    inputs: TrainingInputs, jobs: Sequence[Job], folder: Path, at_once: int | Literal["auto"] | Cluster
+) -> None:
     """Train what is not there yet. A loss that is not finite is what came out of a trial; other failures are told."""
     try:
         train_jobs(inputs, jobs, folder, at_once=at_once)

@@ -18,9 +18,20 @@ from typing import Any
 from frozenfusion.utils.checks import at_least
 from frozenfusion.utils.errors import UsageError, UserError
 from frozenfusion.utils.messages import first_line
+from frozenfusion.utils.progress import log
+
+Told = list[tuple[int, str]]  # levels, and what was said
 
 LOCAL = "local"
 _HOME = Path(__file__).resolve().parents[2]  # of the package
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Ray cluster by its address, and the GPUs of each worker: see `room_for`."""
+
+    address: str
+    gpus_per_worker: float | None = None
 
 
 @dataclass(frozen=True)
@@ -125,6 +136,16 @@ def result_of(ray: Any, call: Any) -> Any:
         return ray.get(call)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
+
+
+@contextlib.contextmanager
+def keeping_warnings() -> Iterator[Told]:
+    """In a worker, keep what is logged in the block, for the driver to tell, where it is a warning or worse."""
+    told: Told = []
+    keeper = logging.Handler(logging.WARNING)
+    keeper.emit = lambda record: told.append((record.levelno, record.getMessage()))  # type: ignore[method-assign]
+    log.handlers, log.propagate = [keeper], False
+    yield told
 
 
 def go_to(folder: str, *paths: Path) -> None:
