@@ -22,7 +22,7 @@ from frozenfusion.store.plan import Plan, read_plan
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.messages import one_line, printable
 from frozenfusion.utils.progress import Progress, log
-from frozenfusion.utils.ray_cluster import connected, result_of, room_for
+from frozenfusion.utils.ray_cluster import connected, result_of, room_for, wait_for
 from frozenfusion.vision.registry import module_of
 
 IN_FLIGHT = 2  # shards that a worker has been given, so that it never waits for the next
@@ -139,11 +139,7 @@ class _Driver:
             self._start()
             self._hand_out()
             calls = {call: member for member in self._members for call in member.calls}
-            if calls:
-                self._ray.wait([*calls], timeout=LOOK_SECONDS)
-            else:
-                time.sleep(LOOK_SECONDS)
-            for call in self._ray.wait([*calls], num_returns=len(calls), timeout=0)[0]:
+            for call in wait_for(self._ray, [*calls], LOOK_SECONDS):
                 if calls[call] in self._members:  # else it has died meanwhile
                     self._take(calls[call], call)
             self._show()

@@ -18,10 +18,19 @@ from frozenfusion.training.job_worker import Setup
 from frozenfusion.training.jobs import Failure, Job, Outcome, train_job
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.progress import Progress, log
-from frozenfusion.utils.ray_cluster import Cluster, Told, connected, go_to, keeping_warnings, result_of, room_for
+from frozenfusion.utils.ray_cluster import (
+    Cluster,
+    Told,
+    connected,
+    go_to,
+    keeping_warnings,
+    result_of,
+    room_for,
+    wait_for,
+)
 
 RETRIES = 2  # of a run whose process died, each from its last checkpoint
-LOOK_SECONDS = 2.0
+LOOK_SECONDS = 0.5
 
 _inputs: dict[str, TrainingInputs] = {}  # of the sweep that this process works for, by its token
 
@@ -44,7 +53,7 @@ def train_on_ray(
         try:
             with _Board(inputs, jobs) as board:
                 while keys:
-                    for call in ray.wait([*keys], timeout=LOOK_SECONDS)[0]:
+                    for call in wait_for(ray, [*keys], LOOK_SECONDS):
                         key = keys.pop(call)
                         board.end(key)
                         yield key, _outcome(ray, call, jobs[key])

@@ -10,13 +10,15 @@ import platform
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from frozenfusion.utils.checks import at_least
 from frozenfusion.utils.errors import UsageError, UserError
+from frozenfusion.utils.interrupts import held_back
 from frozenfusion.utils.messages import first_line
 from frozenfusion.utils.progress import log
 
@@ -128,6 +130,17 @@ def check_gpus(gpus: float | None) -> None:
         at_least("ray_gpus_per_worker", gpus, 0)
         if gpus > 1 and gpus != int(gpus):
             raise UsageError(f"`ray_gpus_per_worker` is a part of one or a whole number, not {gpus:g}")
+
+
+def wait_for(ray: Any, calls: Sequence[Any], seconds: float) -> list[Any]:
+    """Those of the calls that have ended, in their order, as soon as one has; none after so many seconds."""
+    with held_back():  # in Ray's hands SIGTERM becomes Ctrl-C
+        if not calls:
+            time.sleep(seconds)
+            return []
+        ray.wait(calls, timeout=seconds)
+        ended: list[Any] = ray.wait(calls, num_returns=len(calls), timeout=0)[0]
+        return ended
 
 
 def result_of(ray: Any, call: Any) -> Any:
