@@ -25,6 +25,7 @@ from frozenfusion.extraction.bad_images import read_rows
 from frozenfusion.extraction.extractor import ExtractSummary, update_features
 from frozenfusion.extraction.inspection import info, verify
 from frozenfusion.extraction.merging import merge_shards
+from frozenfusion.fusion.base import HEADS
 from frozenfusion.store.plan import shard_path
 from frozenfusion.store.reader import FeatureStore
 from frozenfusion.utils.plugins import import_plugin
@@ -37,11 +38,12 @@ SECONDS = 60
 IMAGES, ROWS, POISON = 12, 2, "p07"
 NETWORK: dict[str, Any] = {"backbone": "small", "image_size": 32, "batch_size": 2}
 # Waits as long as there is a file "hold" beside it, and kills its process at a white picture where there is "poison".
+# Its head does so once, after the first epoch of a run that "doom" names.
 SMALL = """
 import os, time
 from pathlib import Path
 import torch
-from frozenfusion import register_backbone
+from frozenfusion import FeatureHead, HeadOutput, register_backbone, register_head
 
 HERE = Path(__file__).parent
 
@@ -61,6 +63,20 @@ class Small(torch.nn.Module):
 @register_backbone("small", mean=(0, 0, 0), std=(1, 1, 1))
 def small(weights):
     return Small()
+
+@register_head("mortal")
+class Mortal(FeatureHead):
+    def __init__(self, *, width, text_width, classes):
+        super().__init__(width)
+        self.classifier = torch.nn.Linear(width, classes)
+
+    def forward(self, inputs, *, attention=False):
+        doom = HERE / "doom"
+        if self.training and doom.exists() and Path(doom.read_text(), "metrics.jsonl").exists():
+            doom.unlink()
+            os._exit(7)
+        text, image = self.fill(inputs)
+        return HeadOutput(self.classifier(text * image))
 """
 
 
@@ -81,6 +97,7 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     import_plugin(str(path))
     yield path
     BACKBONES.remove("small")
+    HEADS.remove("mortal")
 
 
 @pytest.fixture(scope="module")
@@ -193,14 +210,18 @@ def test_a_node_goes_another_comes_and_its_worker_goes_on(
     assert (tmp_path / "one.h5").read_bytes() == whole.read_bytes()
 
 
-def test_a_sweep_on_the_cluster_equals_one_run_at_a_time(cluster: Cluster, tmp_path: Path, no_plots: None) -> None:
+def test_a_sweep_on_the_cluster_equals_one_run_at_a_time_though_a_process_dies(
+    cluster: Cluster, plugin: Path, tmp_path: Path, no_plots: None
+) -> None:
+    plugin.with_name("doom").write_text(str(tmp_path / "there" / "mortal"))
     options = tiny.make_training(tmp_path, epochs=2, freeze_text=True)
-    pairs, heads = ff.load_pairs(options.data), ["concat", "image"]
+    pairs, heads = ff.load_pairs(options.data), ["image", "mortal"]
 
     def sweep(name: str, **where: Any) -> list[ff.TrainedRun]:
         return ff.sweep(pairs, options.cache, heads, config=options.config, folder=tmp_path / name, **where)
 
     there = sweep("there", ray=cluster.address)
+    assert not plugin.with_name("doom").exists()
     for run, alone in zip(there, sweep("alone", jobs=1), strict=True):
         assert (run.fusion, run.val_loss) == (alone.fusion, alone.val_loss)
         for name in ("model", "last"):
@@ -226,4 +247,6 @@ def test_what_cannot_be_asked_for_is_told(
     assert "several heads or seeds" in told(train, "--fusion", "concat", "--ray", "local")
     monkeypatch.setitem(sys.modules, "ray", None)
     assert "pip install frozenfusion[ray]" in told(extract, *sharded, "--ray", "local")
+    monkeypatch.undo()
+    assert "no connection" in told(extract, *sharded, "--ray", "127.0.0.1:1")
     assert not (tmp_path / "big").exists()

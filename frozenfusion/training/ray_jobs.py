@@ -69,9 +69,9 @@ def _outcome(ray: Any, call: Any, job: Job) -> Outcome:
     outcome: Outcome
     try:
         outcome, told = result_of(ray, call)
-    except ray.exceptions.RayError as error:
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError) as error:
         kind = type(error).__name__
-        return Failure(f"{job.folder.path}: the process that trained it died {RETRIES + 1} times ({kind})")
+        return Failure(f"{job.folder.path}: the process that trained it died, and those of {RETRIES} retries ({kind})")
     for level, text in told:
         log.log(level, "%s", text)
     return outcome

@@ -8,6 +8,7 @@ import math
 import os
 import platform
 import signal
+import socket
 import sys
 import threading
 import time
@@ -25,6 +26,7 @@ from frozenfusion.utils.progress import log
 Told = list[tuple[int, str]]  # levels, and what was said
 
 LOCAL = "local"
+SECONDS_TO_ANSWER = 10.0
 _HOME = Path(__file__).resolve().parents[2]  # of the package
 
 
@@ -55,27 +57,33 @@ def connected(address: str) -> Iterator[Any]:
         import ray
     except ImportError as error:
         raise UserError(f"`ray={address}` needs a package that is not here: pip install frozenfusion[ray]") from error
-    if ray.is_initialized():
-        yield ray
-        return
-    with contextlib.redirect_stdout(sys.stderr):  # where Ray tells of deaths on standard output
-        with _keeping_its_signals():
-            _connect(ray, address)
+    with contextlib.ExitStack() as stack:
+        if not ray.is_initialized():
+            stack.enter_context(contextlib.redirect_stdout(sys.stderr))  # Ray tells of deaths on standard output
+            with _keeping_its_signals():
+                _connect(ray, address)
+            stack.callback(ray.shutdown)
         try:
             yield ray
-        finally:
-            ray.shutdown()
+        except ray.exceptions.RayError as error:
+            raise UserError(
+                f"`ray={address}`: the cluster was lost ({type(error).__name__}): finished work is kept, the same "
+                "command goes on with it"
+            ) from error
 
 
 def _connect(ray: Any, address: str) -> None:
+    host, _, port = address.rpartition(":")
     own = {"include_dashboard": False} if address == LOCAL else {}
     try:
+        if port.isdecimal():  # Ray itself waits for more than a minute where nobody answers
+            socket.create_connection((host.strip("[]"), int(port)), SECONDS_TO_ANSWER).close()
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=_environment(), **own)
     except ray.exceptions.AuthenticationError as error:
         raise UserError(
             f"`ray={address}`: {first_line(error)}: give this machine the cluster's token (docs/scaling.md)"
         ) from error
-    except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+    except (RuntimeError, ValueError, OSError, OverflowError, ray.exceptions.RayError) as error:
         raise UserError(
             f"`ray={address}`: no connection ({first_line(error)}): check that the cluster runs, its address, and "
             "its token (docs/scaling.md)"
