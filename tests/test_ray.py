@@ -165,12 +165,12 @@ def test_killed_drivers_workers_and_images_that_kill_leave_all_other_rows_as_one
     command += ["--ray", cluster.address, "--import", str(plugin)]
     command += [word for name, value in NETWORK.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    first = workers_at(folder, 2, set(), lambda: driver.poll() is None)
+    first = workers_at(folder, 1, set(), lambda: driver.poll() is None)
     driver.kill()
     driver.communicate()
 
     again = Beside(lambda: run(data, folder, ray=cluster.address))
-    second = workers_at(folder, 2, first, again.is_alive)
+    second = workers_at(folder, 1, first, again.is_alive)
     os.kill(min(second), signal.SIGKILL)
     hold.unlink()
     summary = again.result()
