@@ -29,7 +29,7 @@ class ExtractOptions(DataOptions, ExtractConfig):
         "network": ("backbone", "weights", "revision", "pool", "image_size", "precision", "dtype"),
         "speed": ("device", "runtime", "batch_size", "workers"),
         "resuming": ("resume", "update", "rebuild", "retry_failed", "strict"),
-        "sharing": ("shards", "shard"),
+        "sharing": ("shards", "shard", "ray", "ray_workers", "ray_gpus_per_worker"),
         "looking": ("info", "verify", "merge"),
         "general": COMMON,
     }

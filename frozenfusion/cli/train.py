@@ -17,7 +17,7 @@ from frozenfusion.cli.groups import Groups
 from frozenfusion.cli.parsing import COMMON, READING, RESUMED, DataOptions, run
 from frozenfusion.fusion.options import parse_grid, parse_options
 from frozenfusion.joint.config import JointConfig, check_fraction
-from frozenfusion.training.config import ALL, TrainConfig, check_heads, check_jobs, check_seeds, recipe
+from frozenfusion.training.config import ALL, TrainConfig, check_heads, check_seeds, recipe, where_to_train
 from frozenfusion.training.grid import check_grid, check_trials
 from frozenfusion.utils import launched
 from frozenfusion.utils.errors import UsageError
@@ -55,7 +55,7 @@ class TrainOptions(DataOptions, TrainConfig, JointConfig):
             *("joint", "rounds", "select", "per_round", "confidence", "pseudo_weight"),
             *("label_fraction", "unlabelled", "unlabelled_cache"),
         ),
-        "speed": ("device", "precision", "compile", "jobs"),
+        "speed": ("device", "precision", "compile", "jobs", "ray", "ray_gpus_per_worker"),
         "resuming": ("resume", "save_every"),
         "general": COMMON,
     }
@@ -101,6 +101,12 @@ class TrainOptions(DataOptions, TrainConfig, JointConfig):
     jobs: int | Literal["auto"] = "auto"
     """runs of several heads or seeds that are trained at once; auto is one per core with frozen text, or per GPU"""
 
+    ray: str | None = None
+    """train the runs on the Ray cluster at this address, or auto; local makes one of this machine: docs/scaling.md"""
+
+    ray_gpus_per_worker: float | None = None
+    """GPUs of each run there, which may be a part of one; by default 1 where there are any"""
+
     @classmethod
     def recipe_options(cls, name: str) -> Mapping[str, Any]:
         """The options that a recipe stands for."""
@@ -118,7 +124,7 @@ class TrainOptions(DataOptions, TrainConfig, JointConfig):
         JointConfig.__post_init__(self)
         check_heads(self.fusion)
         check_seeds(self.seeds)
-        check_jobs(self.jobs)
+        where_to_train(self.jobs, self.ray, self.ray_gpus_per_worker)
         if self.tune and self.grid:
             raise UsageError("`tune` draws its trials at random, `grid` names them: give one of them")
         if self.tune:
@@ -178,6 +184,8 @@ def _trained(options: TrainOptions) -> str:
     tuned = bool(options.tune or options.grid)
     single = len(options.fusion) == 1 and options.fusion != (ALL,) and len(options.seeds) < 2 and not tuned
     single &= len(options.label_fraction) < 2
+    if options.ray is not None and (single or options.is_joint):
+        raise UsageError("`ray` trains the runs of several heads or seeds, or a `tune`: name them, or leave it out")
     if single:
         by_first(RunFolder(options.run or default_folder(options.fusion[0])).check_free)
     pairs = options.load(options.data)
@@ -197,6 +205,8 @@ def _trained(options: TrainOptions) -> str:
         config=_config(options),
         folder=folder,
         jobs=options.jobs,
+        ray=options.ray,
+        ray_gpus_per_worker=options.ray_gpus_per_worker,
     )
     return _summary(runs, folder, store, options)
 
@@ -212,6 +222,8 @@ def _tune(options: TrainOptions, pairs: Pairs, store: FeatureStore, folder: Path
         config=_config(options),
         folder=folder,
         jobs=options.jobs,
+        ray=options.ray,
+        ray_gpus_per_worker=options.ray_gpus_per_worker,
     )
     return f"{tuning_table(runs)}\n\n{_summary(runs, folder, store, options)}"
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 from frozenfusion.utils.checks import at_least, at_most, one_of, tidy, whole
 from frozenfusion.utils.errors import UsageError
+from frozenfusion.utils.ray_cluster import check_gpus
 from frozenfusion.vision.registry import check_backbone
 
 PILLOW_PIXELS = 178_956_970  # pictures with more are refused by Pillow itself
@@ -82,11 +83,25 @@ class ExtractConfig:
     shard: str | None = None
     """3/16 computes the third of sixteen shares of the shards; by default all that nobody else computes"""
 
+    ray: str | None = None
+    """compute the shards on the Ray cluster at this address, or auto; local makes one here: docs/scaling.md"""
+
+    ray_workers: int | None = None
+    """processes of the cluster that compute; by default one per GPU, without any one per so many CPUs as torch uses"""
+
+    ray_gpus_per_worker: float | None = None
+    """GPUs of each, which may be a part of one; by default 1 where there are any"""
+
     from_arrays: str | None = None
     """take features that another program computed: .npz, .npy, .parquet, or clip-retrieval's folder (docs/data.md)"""
 
     strict: bool = False
     """fail if any image cannot be used"""
+
+    @property
+    def looks_again(self) -> bool:
+        """Whether rows that were computed are looked at again."""
+        return self.update or self.retry_failed
 
     def __post_init__(self) -> None:
         tidy(self, "weights", *(["from_arrays"] if self.from_arrays is not None else []))
@@ -107,6 +122,7 @@ class ExtractConfig:
         if self.shards is not None:
             whole("shards", self.shards, 1)
         share_of(self.shard)
+        self._check_ray()
         if self.rebuild and (self.shards or self.shard):
             raise UsageError("`rebuild=True` makes a feature file anew, not a folder of `shards`: give another `cache`")
         if self.from_arrays is not None:
@@ -117,6 +133,17 @@ class ExtractConfig:
             raise UsageError(
                 "`rebuild=True` replaces a feature file and `resume=never` forbids it: give one of the two"
             )
+
+    def _check_ray(self) -> None:
+        if self.ray is None and (self.ray_workers is not None or self.ray_gpus_per_worker is not None):
+            raise UsageError("`ray_workers` and `ray_gpus_per_worker` mean nothing without `ray`: say which cluster")
+        if self.ray is not None and self.shard is not None:
+            raise UsageError(
+                "`shard` is what one process is to compute, and `ray` hands out all shards: give one of them"
+            )
+        if self.ray_workers is not None:
+            whole("ray_workers", self.ray_workers, 1)
+        check_gpus(self.ray_gpus_per_worker)
 
     def _refuse_beside_arrays(self) -> None:
         """Nothing is computed then: what only says how is a mistake."""

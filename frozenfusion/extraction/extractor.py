@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,47 +19,18 @@ from frozenfusion.extraction import bad_images
 from frozenfusion.extraction.arrays import FeatureArrays, import_rows, reset_replaced
 from frozenfusion.extraction.config import ExtractConfig, share_of
 from frozenfusion.extraction.loop import ExtractionLoop, Task, Timing
-from frozenfusion.extraction.sharding import agree_on_plan, compute_shards
-from frozenfusion.store.plan import is_sharded, shard_path
+from frozenfusion.extraction.sharding import Portion, agree_on_plan, compute_shards
+from frozenfusion.extraction.summary import ExtractSummary, counts
+from frozenfusion.store.plan import Plan, is_sharded, shard_path
 from frozenfusion.store.reader import FeatureStore, Rows
-from frozenfusion.store.status import OK, PENDING, STATUS_NAMES
+from frozenfusion.store.status import CRASHED, OK, PENDING
 from frozenfusion.store.writer import StoreWriter
 from frozenfusion.utils.checks import config_of
 from frozenfusion.utils.device import choose_device
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.messages import first_few
-from frozenfusion.utils.progress import log
+from frozenfusion.utils.progress import Progress, log
 from frozenfusion.vision.backbone import Backbone, build_backbone
-
-
-@dataclass
-class ExtractSummary:
-    """What stage one found and did; `counts` are the statuses of this data's images."""
-
-    pairs: Pairs
-    cache: Path
-    counts: dict[str, int]
-    timing: Timing = field(default_factory=Timing)
-    imported: int | None = None  # rows that were taken from arrays, where there are any
-    bad_list: Path | None = None
-    shards: str | None = None  # of a folder of shards: what there is of them
-
-    def __str__(self) -> str:
-        if self.timing.images:
-            done = str(self.timing)
-        elif self.imported is not None:
-            done = f"{self.imported:,} rows taken from the arrays"
-        elif self.bad_list is None:
-            done = "nothing to compute: every image is in the cache already"
-        else:
-            done = "nothing to compute; `retry_failed=True` tries the images again that cannot be used"
-        images = ", ".join(f"{count:,} {name}" for name, count in self.counts.items() if count or name == "ok")
-        lines = [f"pairs   {self.pairs.summary()}", f"images  {images}", f"work    {done}", f"cache   {self.cache}"]
-        if self.shards is not None:
-            lines.insert(2, f"shards  {self.shards}")
-        if self.bad_list is not None:
-            lines.append(f"listed  {self.bad_list}: the images that cannot be used, and why")
-        return "\n".join(lines)
 
 
 def extract(
@@ -99,18 +70,30 @@ def update_features(pairs: Pairs, cache: str | os.PathLike[str], config: Extract
     """What `extract` does, and what it found and did."""
     require_pairs(pairs)
     cache = Path(cache)
-    choose_device(config.device)  # a wrong one is told before anything is written
     sharded = config.shards is not None or is_sharded(cache)
     if config.shard is not None and not sharded:
         raise UserError(f"{cache}: no folder of shards, of which `shard` is a share: give `shards` as well")
-    source = _source(pairs, config)
-    summary = (_update_shards if sharded else _update_file)(pairs, cache, config, source)
+    if config.ray is not None and not sharded:
+        raise UserError(f"{cache}: no folder of shards, which `ray` hands out to workers: give `shards` as well")
+    if config.ray is None:
+        choose_device(config.device)  # a wrong one is told before anything is written
+    if sharded:
+        _check_resume(cache, config)
+        summary = (_update_here if config.ray is None else _update_on_ray)(pairs, cache, config)
+    else:
+        summary = _update_file(pairs, cache, config, _source(pairs, config))
     _check_strict(summary, config)
     return summary
 
 
 def _update_file(
-    pairs: Pairs, cache: Path, config: ExtractConfig, source: Backbone | FeatureArrays, images_left: int | None = None
+    pairs: Pairs,
+    cache: Path,
+    config: ExtractConfig,
+    source: Backbone | FeatureArrays,
+    images_left: int | None = None,
+    portion: Portion | None = None,
+    progress: Callable[..., Progress] = Progress,
 ) -> ExtractSummary:
     with _open_store(pairs, cache, config, source) as writer:
         reasons = bad_images.read_list(cache)
@@ -123,18 +106,23 @@ def _update_file(
         rows = writer.store.rows(columns.encoded_ids)
         pending = np.flatnonzero(writer.store.status[rows] == PENDING)
         timing, imported = Timing(), None
+        if portion is not None:
+            pending = pending[(pending >= portion.first) & (pending < portion.stop)]
         try:
+            if portion is not None and portion.crashed:
+                pending = _give_up(writer, pairs, pending, rows, reasons)
             if isinstance(source, FeatureArrays):
                 imported = import_rows(writer, pairs, pending, source, reasons)
             elif len(pending):
                 tasks = (Task(int(rows[place]), columns.image(place)) for place in _in_reading_order(columns, pending))
-                timing = ExtractionLoop(writer, source, config, reasons).run(tasks, len(pending), images_left)
+                loop = ExtractionLoop(writer, source, config, reasons, progress)
+                timing = loop.run(tasks, len(pending), images_left)
             if config.rebuild:
                 writer.publish()
         finally:
             bad_list = bad_images.write_list(cache, writer.store, partial(_files, pairs), reasons)
-        counts = _counts(writer.store.status[rows])
-    return ExtractSummary(pairs, cache, counts, timing, imported, bad_list)
+        found = counts(writer.store.status[rows])
+    return ExtractSummary(pairs, cache, found, timing, imported, bad_list)
 
 
 def _in_reading_order(columns: PairColumns, places: Rows) -> list[int]:
@@ -150,37 +138,73 @@ def _files(pairs: Pairs, ids: list[str]) -> list[str]:
     return [image_address(pairs.columns.image(row)) if row >= 0 else "" for row in pairs.rows(ids).tolist()]
 
 
-def _update_shards(
-    pairs: Pairs, folder: Path, config: ExtractConfig, source: Backbone | FeatureArrays
-) -> ExtractSummary:
-    _check_resume(folder, config)
-    if isinstance(source, FeatureArrays):
-        raise UserError(
-            f"{folder}: a folder of shards, and `from_arrays` fills one feature file: choose another `cache`"
-        )
-    plan = agree_on_plan(pairs, folder, config, source.feature_shape, source.fingerprint, _about(config, source))
-    of_one = dataclasses.replace(config, shards=None, shard=None, strict=False, resume="auto")
-    timing = Timing()
+_OF_ONE_FILE: Mapping[str, Any] = {
+    **dict.fromkeys(("shards", "shard", "ray", "ray_workers", "ray_gpus_per_worker")),
+    "strict": False,
+    "resume": "auto",
+}
 
-    def compute(part: Pairs, path: Path, images: int) -> None:
-        nonlocal timing
-        timing += _update_file(part, path, of_one, source, images).timing
 
+class ShardWork:
+    """Computes shards of a folder in this process: has their plan, and the network, which is loaded once.
+
+    Raises UserError as `extract` does.
+    """
+
+    def __init__(
+        self, pairs: Pairs, folder: Path, config: ExtractConfig, progress: Callable[..., Progress] = Progress
+    ) -> None:
+        self._source, self._progress = _source(pairs, config), progress
+        if isinstance(self._source, FeatureArrays):
+            raise UserError(
+                f"{folder}: a folder of shards, and `from_arrays` fills one feature file: choose another `cache`"
+            )
+        shape, fingerprint = self._source.feature_shape, self._source.fingerprint
+        self.plan = agree_on_plan(pairs, folder, config, shape, fingerprint, _about(config, self._source))
+        self._config = dataclasses.replace(config, **_OF_ONE_FILE)
+        self.timing = Timing()
+
+    def compute(
+        self, part: Pairs, path: Path, images: int, portion: Portion | None = None, *, again: bool = True
+    ) -> None:
+        """Bring a shard's file up to date, or a portion of it; not `again` where that is a matter of pending rows."""
+        config = self._config if again else dataclasses.replace(self._config, update=False, retry_failed=False)
+        self.timing += _update_file(part, path, config, self._source, images, portion, self._progress).timing
+
+
+def _update_here(pairs: Pairs, folder: Path, config: ExtractConfig) -> ExtractSummary:
+    work = ShardWork(pairs, folder, config)
     share, shares = share_of(config.shard)
-    again = config.update or config.retry_failed
-    others = compute_shards(pairs, folder, plan, plan.shards[share::shares], compute, again=again)
+    shards = work.plan.shards[share::shares]
+    others = compute_shards(pairs, folder, work.plan, shards, work.compute, again=config.looks_again)
+    return _summary_of_shards(pairs, folder, work.plan, work.timing, others)
+
+
+def _update_on_ray(pairs: Pairs, folder: Path, config: ExtractConfig) -> ExtractSummary:
+    from frozenfusion.extraction.ray_driver import compute_on_ray
+
+    done = compute_on_ray(pairs, folder, config, ShardWork)
+    return _summary_of_shards(pairs, folder, done.plan, done.timing, done.others, done.workers)
+
+
+def _summary_of_shards(
+    pairs: Pairs, folder: Path, plan: Plan, timing: Timing, others: int, workers: int | None = None
+) -> ExtractSummary:
     store = FeatureStore(folder)
     there = sum(shard_path(folder, shard).exists() for shard in plan.shards)
     told = f"{there:,} of {len(plan.shards):,} are there"
     if others:
         told += f"; others are computing {others:,}"
     listed = folder / "shard-*.bad.csv" if any(folder.glob("shard-*.bad.csv")) else None
-    return ExtractSummary(pairs, folder, _counts(store.status), timing, None, listed, told)
+    return ExtractSummary(pairs, folder, counts(store.status), timing, None, listed, told, workers)
 
 
-def _counts(statuses: np.ndarray) -> dict[str, int]:
-    counted = np.bincount(statuses, minlength=len(STATUS_NAMES))
-    return {name: int(counted[status]) for status, name in STATUS_NAMES.items()}
+def _give_up(writer: StoreWriter, pairs: Pairs, places: Rows, rows: Rows, reasons: dict[str, str]) -> Rows:
+    """Mark the pairs at `places` as crashed; what is left of them to compute, which is nothing."""
+    reasons |= {pairs.ids[place]: "the process that computed it died, whichever it was" for place in places.tolist()}
+    writer.mark(rows[places], CRASHED, None, image_stats([*map(pairs.columns.image, places.tolist())]))
+    writer.commit()
+    return places[:0]
 
 
 def _check_strict(summary: ExtractSummary, config: ExtractConfig) -> None:

@@ -75,8 +75,16 @@ class Timing:
 class ExtractionLoop:
     """The loop: workers decode ahead while the network computes, and rows are written as they come."""
 
-    def __init__(self, writer: StoreWriter, backbone: Backbone, config: ExtractConfig, reasons: dict[str, str]) -> None:
+    def __init__(
+        self,
+        writer: StoreWriter,
+        backbone: Backbone,
+        config: ExtractConfig,
+        reasons: dict[str, str],
+        progress: Callable[..., Progress] = Progress,
+    ) -> None:
         self._writer, self._backbone, self._config, self._reasons = writer, backbone, config, reasons
+        self._showing = progress
         self._timing = Timing()
         self._started: deque[tuple[list[Decoded], PendingFeatures]] = deque()
         self._stat = stat_of_each()
@@ -94,7 +102,7 @@ class ExtractionLoop:
         log.info("extracting on %s", runner)
         size, began = runner.batch_size, time.perf_counter()
         ahead = max(BATCHES_AHEAD * size, self._config.workers or 0)  # who waits for a store wants many
-        showing, decoder = Progress(n, "img", "extracting"), self._decoder()
+        showing, decoder = self._showing(n, "img", "extracting"), self._decoder()
         with quiet_pillow(), showing as self._progress, self._pool() as pool, decoder as self._decodes:
             batch: list[Decoded] = []
             for image in self._timed(_in_order(pool, self._decode, tasks, ahead)):

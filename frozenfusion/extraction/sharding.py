@@ -9,6 +9,7 @@ import shutil
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -43,6 +44,14 @@ _HASHED_AT_ONCE = 2**14  # pairs
 
 Compute = Callable[[Pairs, Path, int], None]
 """Brings a feature file, which need not be there yet, up to date for some pairs; given how many are left in all."""
+
+
+class Portion(NamedTuple):
+    """Rows of a shard by their place in it; where `crashed`, they are given up, since processes die of their images."""
+
+    first: int
+    stop: int
+    crashed: bool = False
 
 
 def agree_on_plan(
@@ -96,7 +105,7 @@ def compute_shards(
     """
     todo = set(shards)
     if not again:
-        todo &= _unfinished(folder, plan)
+        todo &= unfinished(folder, plan)
     if not todo:
         return 0
     images = sum(plan.bounds[shard + 1] - plan.bounds[shard] for shard in todo)
@@ -104,22 +113,40 @@ def compute_shards(
         while todo:
             left, claims = set(), worker.claims()
             for shard in sorted(todo):
-                claim = worker.claim(shard, claims.get(shard, {}))
-                if claim is None:
+                of_shard = claims.get(shard, {})
+                if not compute_shard(worker, of_shard, pairs, folder, plan, shard, images, compute, again=again):
                     left.add(shard)
-                    continue
-                try:
-                    path = shard_path(folder, shard)
-                    if again or not (path.exists() and FeatureStore(path).finished):
-                        log.info(f"shard {shard + 1:,} of {len(plan.shards):,}")
-                        _compute_shard(worker, path, shard, pairs.part(plan.rows(shard)), images, compute)
-                finally:
-                    worker.give_up(claim)
             if left == todo:  # all of them have been others' for a whole round
                 break
-            todo = left & _unfinished(folder, plan)
-        _clear(folder, worker)
-    return len(todo & _unfinished(folder, plan))
+            todo = left & unfinished(folder, plan)
+        clear(folder, worker)
+    return len(todo & unfinished(folder, plan))
+
+
+def compute_shard(
+    worker: Worker,
+    claims: dict[int, str],
+    pairs: Pairs,
+    folder: Path,
+    plan: Plan,
+    shard: int,
+    images: int,
+    compute: Compute,
+    *,
+    again: bool = False,
+) -> bool:
+    """Compute a shard, or go on with it; False where another worker is at it. See `compute_shards`, `Worker.claim`."""
+    claim = worker.claim(shard, claims)
+    if claim is None:
+        return False
+    try:
+        path = shard_path(folder, shard)
+        if again or not (path.exists() and FeatureStore(path).finished):
+            log.info(f"shard {shard + 1:,} of {len(plan.shards):,}")
+            _compute_shard(worker, path, shard, pairs.part(plan.rows(shard)), images, compute)
+    finally:
+        worker.give_up(claim)
+    return True
 
 
 def _compute_shard(worker: Worker, path: Path, shard: int, pairs: Pairs, images: int, compute: Compute) -> None:
@@ -132,6 +159,8 @@ def _compute_shard(worker: Worker, path: Path, shard: int, pairs: Pairs, images:
             _take_over(other, partial)
     try:
         compute(pairs, partial, images)
+        if not FeatureStore(partial).finished:  # it was a portion of them
+            return
         _put_list(partial, path)
         first = put_first(partial, path)
     except UserError:
@@ -170,7 +199,7 @@ def _put_list(partial: Path, path: Path) -> None:
             os.replace(list_path(partial), list_path(path))
 
 
-def _unfinished(folder: Path, plan: Plan) -> set[int]:
+def unfinished(folder: Path, plan: Plan) -> set[int]:
     """The shards that are not there, or have pending rows."""
     store = FeatureStore(folder)
     shards = np.searchsorted(plan.bounds, np.flatnonzero(store.status == PENDING), side="right") - 1
@@ -183,7 +212,7 @@ def _is_begun(folder: Path) -> bool:
     return all(name == IDS or name.startswith(".") for name in os.listdir(folder)) or is_sharded(folder)
 
 
-def _clear(folder: Path, worker: Worker) -> None:
+def clear(folder: Path, worker: Worker) -> None:
     """Take away what dead workers left of shards that are finished, and their locks."""
     for shard, partial in worker.leftovers():
         if shard_path(folder, shard).exists():

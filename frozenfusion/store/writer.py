@@ -139,7 +139,7 @@ class StoreWriter:
         """Give pending rows a status other than ok at the next commit; their features become zeros."""
         rows = self._pending(rows)
         if status not in STATUS_NAMES or status in (PENDING, OK):
-            raise ValueError(f"rows are marked missing, unreadable or refused, not {status}")
+            raise ValueError(f"rows are marked missing, unreadable, refused or crashed, not {status}")
         with writing(self._file_path):
             for part in self.store.in_chunks(rows):
                 if self.store.gather(part).any():  # left by a write never committed, or from before a reset

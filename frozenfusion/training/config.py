@@ -10,6 +10,7 @@ from typing import Any, Literal
 from frozenfusion.text.choices import OPTIONS, RECURRENT
 from frozenfusion.utils.checks import at_least, at_most, below, one_of, tidy, whole
 from frozenfusion.utils.errors import UsageError
+from frozenfusion.utils.ray_cluster import Cluster, check_gpus
 
 ALL = "all"  # in the place of the names of heads
 AUTO = "auto"  # in the place of a number of jobs
@@ -233,6 +234,21 @@ def check_seeds(seeds: Sequence[int]) -> None:
         check_seed("seeds", seed)
     if len(set(seeds)) != len(seeds):
         raise UsageError(f"`seeds` names a seed twice: {' '.join(map(str, seeds))}")
+
+
+def where_to_train(
+    jobs: int | Literal["auto"], ray: str | None, ray_gpus_per_worker: float | None
+) -> int | Literal["auto"] | Cluster:
+    """How many runs are trained at once on this machine, or the cluster that trains them. Raises UsageError."""
+    check_jobs(jobs)
+    check_gpus(ray_gpus_per_worker)
+    if ray is None:
+        if ray_gpus_per_worker is not None:
+            raise UsageError("`ray_gpus_per_worker` means nothing without `ray`: say which cluster")
+        return jobs
+    if jobs != AUTO:
+        raise UsageError("`jobs` counts processes of this machine, and `ray` trains on a cluster: give one of them")
+    return Cluster(ray, ray_gpus_per_worker)
 
 
 def check_jobs(jobs: int | str) -> None:

@@ -19,12 +19,11 @@ from typing import Any
 
 import torch
 
-from frozenfusion.fusion.registry import head_class, source_of
+from frozenfusion.fusion.registry import head_class
 from frozenfusion.model.run_folder import RunFolder
 from frozenfusion.training.inputs import TrainingInputs
 from frozenfusion.training.job_worker import AT, DONE, EPOCH, FAILED, LOG, READY, Setup
 from frozenfusion.training.jobs import Failure, Job, Outcome
-from frozenfusion.training.trackers import tracker_class
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.progress import Progress, log
 
@@ -113,19 +112,7 @@ class _Processes:
 
     def __init__(self, inputs: TrainingInputs, jobs: Mapping[int, Job]) -> None:
         self._inputs, self._jobs = inputs, jobs
-        heads = list(dict.fromkeys(job.head for job in jobs.values()))
-        kinds = [*map(head_class, heads), *map(tracker_class, inputs.config.track)]
-        sources = list(map(source_of, kinds))
-        self._setup = Setup(
-            inputs.pairs,
-            inputs.store,
-            inputs.config,
-            heads,
-            inputs.split,
-            plugins=[(source["module"], source.get("file")) for source in sources if source],
-            threads=torch.get_num_threads(),
-            log_level=log.getEffectiveLevel(),
-        )
+        self._setup = Setup.of(inputs, jobs.values())
         self._messages: queue.SimpleQueue[tuple[_Process, Message]] = queue.SimpleQueue()
         self._share: RunFolder | None = None  # where a frozen text encoder lies already
         self._places = deque(range(len(jobs)))  # one of each process, which says its GPU

@@ -18,6 +18,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from functools import partial
 from typing import IO, Any
 
@@ -25,11 +26,13 @@ import torch
 
 from frozenfusion.data.pairs import Pairs
 from frozenfusion.data.splits import Split
+from frozenfusion.fusion.registry import head_class, source_of
 from frozenfusion.model.run_folder import RunFolder
 from frozenfusion.store.reader import FeatureStore
 from frozenfusion.training.config import TrainConfig
 from frozenfusion.training.inputs import TrainingInputs
 from frozenfusion.training.jobs import Failure, Job, Outcome, train_job
+from frozenfusion.training.trackers import tracker_class
 from frozenfusion.utils.interrupts import Terminated, interruptible
 from frozenfusion.utils.memory import keep_freed_memory
 from frozenfusion.utils.plugins import import_again
@@ -53,9 +56,34 @@ class Setup:
     threads: int
     log_level: int
 
-    def inputs(self) -> TrainingInputs:
-        """The inputs of all jobs."""
-        return TrainingInputs(self.pairs, self.store, self.config, self.heads, self.split)
+    @classmethod
+    def of(cls, inputs: TrainingInputs, jobs: Iterable[Job]) -> Setup:
+        """What other processes make such inputs from, for jobs."""
+        heads = list(dict.fromkeys(job.head for job in jobs))
+        kinds = [*map(head_class, heads), *map(tracker_class, inputs.config.track)]
+        sources = list(map(source_of, kinds))
+        return cls(
+            inputs.pairs,
+            inputs.store,
+            inputs.config,
+            heads,
+            inputs.split,
+            plugins=[(source["module"], source.get("file")) for source in sources if source],
+            threads=torch.get_num_threads(),
+            log_level=log.getEffectiveLevel(),
+        )
+
+    def prepared(self) -> TrainingInputs:
+        """The inputs of all jobs, made in a process that is set up as their maker's was."""
+        torch.set_num_threads(self.threads)
+        keep_freed_memory()
+        for module, file in self.plugins:
+            import_again(module, file)
+        log.setLevel(logging.ERROR)  # what else there is to say of the inputs the parent has said
+        inputs = TrainingInputs(self.pairs, self.store, self.config, self.heads, self.split)
+        inputs.prepare()
+        log.setLevel(self.log_level)
+        return inputs
 
 
 Order = tuple[Job, RunFolder | None]
@@ -80,31 +108,19 @@ def main() -> None:
 
 
 def _train(setup: Setup, orders: queue.SimpleQueue[Order | None], say: _Sayer) -> None:
-    torch.set_num_threads(setup.threads)
-    keep_freed_memory()
+    log.handlers, log.propagate = [_Teller(say)], False
     inputs: TrainingInputs | None = None
     while (order := orders.get()) is not None:
         job, share = order
         outcome: Outcome
         try:
-            inputs = inputs or _made(setup, say)  # what hinders it each job tells, as each would alone
+            inputs = inputs or setup.prepared()  # what hinders it each job tells, as each would alone
         except Exception as error:
             outcome = Failure.of(error)
         else:
             inputs.share = inputs.share or share
             outcome = train_job(inputs, job, partial(_Report, say))
         say({DONE: True} if outcome is None else {FAILED: dataclasses.asdict(outcome)})
-
-
-def _made(setup: Setup, say: _Sayer) -> TrainingInputs:
-    for module, file in setup.plugins:
-        import_again(module, file)
-    log.handlers, log.propagate = [_Teller(say)], False
-    log.setLevel(logging.ERROR)  # what else there is to say of the inputs the parent has said
-    inputs = setup.inputs()
-    inputs.prepare()
-    log.setLevel(setup.log_level)
-    return inputs
 
 
 def _listen(incoming: IO[bytes], orders: queue.SimpleQueue[Order | None]) -> None:

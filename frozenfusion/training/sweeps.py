@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -19,11 +19,12 @@ from frozenfusion.fusion.registry import head_class
 from frozenfusion.model.run_folder import RunFolder
 from frozenfusion.store.reader import FeatureStore, as_store
 from frozenfusion.training import distributed
-from frozenfusion.training.config import ALL, AUTO, TrainConfig, check_jobs, check_seeds
+from frozenfusion.training.config import ALL, AUTO, TrainConfig, check_seeds, where_to_train
 from frozenfusion.training.inputs import TrainingInputs
 from frozenfusion.training.job_processes import train_in_processes
 from frozenfusion.training.jobs import Failure, Job, Outcome, longest_first, train_job
 from frozenfusion.training.messages import seconds
+from frozenfusion.training.ray_jobs import train_on_ray
 from frozenfusion.training.run import TrainedRun, finished_run, read_run
 from frozenfusion.training.trackers import tracker_class
 from frozenfusion.utils.checks import config_of
@@ -31,6 +32,7 @@ from frozenfusion.utils.device import usable_cores
 from frozenfusion.utils.errors import UsageError, UserError
 from frozenfusion.utils.files import keep_current, write_atomically
 from frozenfusion.utils.progress import log
+from frozenfusion.utils.ray_cluster import Cluster
 from frozenfusion.utils.tables import as_text, to_csv
 
 DEFAULT_FOLDER = Path("runs") / "sweep"
@@ -48,6 +50,8 @@ def sweep(
     folder: str | os.PathLike[str] = DEFAULT_FOLDER,
     split: Split | None = None,
     jobs: int | Literal["auto"] = "auto",
+    ray: str | None = None,
+    ray_gpus_per_worker: float | None = None,
 ) -> list[TrainedRun]:
     """Train every head with every seed, each in a run folder of its own; resume where an earlier sweep stopped.
 
@@ -61,25 +65,28 @@ def sweep(
         folder: for the run folders.
         jobs: how many runs are trained at once, in processes of their own; "auto" is one for each core where the text
             is frozen, one for each GPU, and one where that would not pay. What comes out is the same.
+        ray: train them on the Ray cluster at this address instead, or "auto"; "local" makes one of this machine.
+        ray_gpus_per_worker: of each run, also a part of one; by default 1 where the cluster has any.
 
     Raises:
         UserError: as for `train`; at the end, for runs that failed.
     """
     config, folder = config_of(TrainConfig, config), Path(folder)
-    heads, seeds = asked(heads, seeds, jobs)
+    where = where_to_train(jobs, ray, ray_gpus_per_worker)
+    heads, seeds = asked(heads, seeds, where)
     inputs = TrainingInputs(pairs, as_store(features), config, heads, split)
-    return train_jobs(inputs, jobs_of(inputs.heads, seeds, config, folder), folder, resume=config.resume, at_once=jobs)
+    return train_jobs(inputs, jobs_of(inputs.heads, seeds, config, folder), folder, resume=config.resume, at_once=where)
 
 
 def asked(
-    heads: Sequence[str], seeds: Sequence[int], jobs: int | Literal["auto"]
+    heads: Sequence[str], seeds: Sequence[int], where: int | Literal["auto"] | Cluster
 ) -> tuple[Sequence[str], Sequence[int]]:
     """Heads, of which one may come by its name alone, and seeds as plain numbers. Raises UsageError."""
     plain = [seed.item() if hasattr(seed, "item") else seed for seed in seeds]
     check_seeds(plain)
-    check_jobs(jobs)
-    if jobs not in (AUTO, 1) and distributed.world() > 1:
-        raise UsageError(f"`jobs={jobs}`: under torchrun each run takes all processes, one after another: leave it out")
+    if where not in (AUTO, 1) and distributed.world() > 1:
+        told = f"ray={where.address}" if isinstance(where, Cluster) else f"jobs={where}"
+        raise UsageError(f"`{told}`: under torchrun each run takes all processes, one after another: leave it out")
     return [heads] if isinstance(heads, str) else heads, plain
 
 
@@ -89,9 +96,9 @@ def train_jobs(
     folder: Path,
     *,
     resume: str = "auto",
-    at_once: int | Literal["auto"] = "auto",
+    at_once: int | Literal["auto"] | Cluster = "auto",
 ) -> list[TrainedRun]:
-    """Train the jobs, `at_once` at a time, and keep `folder`/sweep.csv, in their order, up to date; see `sweep`."""
+    """Train the jobs, `at_once` at a time or on a cluster, and keep `folder`/sweep.csv, in their order, up to date."""
     distributed.by_first(lambda: check_resume(folder, jobs, resume))
     runs: dict[int, TrainedRun] = {}
     failures: dict[int, str] = {}
@@ -137,19 +144,22 @@ def _finished(inputs: TrainingInputs, job: Job) -> Outcome | Literal[False]:
 
 
 def _train(
-    inputs: TrainingInputs, jobs: Mapping[int, Job], at_once: int | Literal["auto"]
+    inputs: TrainingInputs, jobs: Mapping[int, Job], at_once: int | Literal["auto"] | Cluster
 ) -> Generator[tuple[int, Outcome], None, None]:
     """The key of each job as soon as it ended, and how."""
-    count = min(len(jobs), _worth(inputs, jobs.values()) if at_once == "auto" else at_once)
+    elsewhere: Callable[..., Generator[tuple[int, Outcome], None, None]] | None = None
+    if isinstance(at_once, Cluster):
+        elsewhere = partial(train_on_ray, cluster=at_once) if jobs else None
+    elif distributed.world() == 1:  # several train each run together
+        count = min(len(jobs), _worth(inputs, jobs.values()) if at_once == "auto" else at_once)
+        elsewhere = partial(train_in_processes, count=count) if count > 1 else None
     kinds: dict[str, type] = {job.head: head_class(job.head) for job in jobs.values()}
     kinds |= {name: tracker_class(name) for name in inputs.config.track}
     strange = [name for name, kind in kinds.items() if kind.__module__ == "__main__"]
-    if distributed.world() > 1:  # which train each together
-        count = 1
-    if count > 1 and strange:
+    if elsewhere and strange:
         log.warning("one run at a time: %s is of the program itself, which no other process can import", strange[0])
-    elif count > 1:
-        yield from train_in_processes(inputs, longest_first(inputs, jobs), count)
+    elif elsewhere:
+        yield from elsewhere(inputs, longest_first(inputs, jobs))
         return
     for number, job in jobs.items():
         yield number, train_job(inputs, job)

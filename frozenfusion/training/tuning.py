@@ -26,7 +26,7 @@ from frozenfusion.model.tuning import (
 )
 from frozenfusion.store.reader import FeatureStore, as_store
 from frozenfusion.training import distributed
-from frozenfusion.training.config import ALL, TrainConfig
+from frozenfusion.training.config import ALL, TrainConfig, where_to_train
 from frozenfusion.training.grid import changed, check_grid, check_trials
 from frozenfusion.training.inputs import TrainingInputs
 from frozenfusion.training.jobs import Job, built_head
@@ -39,6 +39,7 @@ from frozenfusion.utils.errors import UsageError, UserError
 from frozenfusion.utils.files import keep_current, writing
 from frozenfusion.utils.locks import WriterLock
 from frozenfusion.utils.progress import log
+from frozenfusion.utils.ray_cluster import Cluster, connected
 from frozenfusion.utils.tables import as_text, to_csv
 
 ANOTHER = "give the same again, or choose another `run`"
@@ -57,6 +58,8 @@ def tune(
     folder: str | os.PathLike[str] = DEFAULT_FOLDER,
     split: Split | None = None,
     jobs: int | Literal["auto"] = "auto",
+    ray: str | None = None,
+    ray_gpus_per_worker: float | None = None,
 ) -> list[TrainedRun]:
     """Try options for every head, and train each with its best ones, seed by seed: the runs of these.
 
@@ -66,7 +69,8 @@ def tune(
     and no parameters; all are in tuning.csv, and each run has those of its head in its tuning.json.
 
     Args:
-        pairs, features, heads, seeds, folder, split, jobs: as for `sweep`; trials have the config's seed.
+        pairs, features, heads, seeds, folder, split: as for `sweep`; trials have the config's seed.
+        jobs, ray, ray_gpus_per_worker: as for `sweep`.
         config: what every trial starts from; its epochs are the budget of each.
         trials: of each head.
         grid: the values to try of each option, in place of random trials: a head gets every combination of those
@@ -76,7 +80,8 @@ def tune(
         UserError: as for `sweep`; no validation part to choose on, a grid that cannot be.
     """
     config, folder = config_of(TrainConfig, config), Path(folder)
-    heads, seeds = asked(heads, seeds, jobs)
+    where = where_to_train(jobs, ray, ray_gpus_per_worker)
+    heads, seeds = asked(heads, seeds, where)
     check_trials(trials)
     check_grid(grid or {}, config)
     inputs = TrainingInputs(pairs, as_store(features), config, heads, split)
@@ -89,18 +94,19 @@ def tune(
     every = [job for of in tried.values() for job in of]
     begun = [*every, *jobs_of(inputs.heads, seeds, config, folder)]
     distributed.by_first(lambda: check_resume(folder, begun, config.resume))
-    _train_trials(inputs, every, folder / TRIALS, jobs)
-    tunings = distributed.by_first(
-        lambda: {head: _tuning(plan[head], tried[head], config.epochs) for head in inputs.heads}
-    )
-    if distributed.rank() == 0:
-        keep_current(folder / TABLE, _as_csv(tunings))
-    chosen = {head: changed(config, plan[head][of.best]) for head, of in tunings.items()}
-    final = [job for head in inputs.heads for job in jobs_of([head], seeds, chosen[head], folder)]
-    if distributed.rank() == 0:
-        for job in final:
-            _make_way(job, tunings[job.head])
-    runs = train_jobs(inputs, final, folder, at_once=jobs)
+    with connected(where.address) if isinstance(where, Cluster) else contextlib.nullcontext():  # once for both parts
+        _train_trials(inputs, every, folder / TRIALS, where)
+        tunings = distributed.by_first(
+            lambda: {head: _tuning(plan[head], tried[head], config.epochs) for head in inputs.heads}
+        )
+        if distributed.rank() == 0:
+            keep_current(folder / TABLE, _as_csv(tunings))
+        chosen = {head: changed(config, plan[head][of.best]) for head, of in tunings.items()}
+        final = [job for head in inputs.heads for job in jobs_of([head], seeds, chosen[head], folder)]
+        if distributed.rank() == 0:
+            for job in final:
+                _make_way(job, tunings[job.head])
+        runs = train_jobs(inputs, final, folder, at_once=where)
     if distributed.rank() == 0:
         for job in final:
             save_tuning(job.folder, tunings[job.head])
@@ -141,7 +147,9 @@ def _trial_jobs(
     return jobs
 
 
-def _train_trials(inputs: TrainingInputs, jobs: Sequence[Job], folder: Path, at_once: int | Literal["auto"]) -> None:
+def _train_trials(
+    inputs: TrainingInputs, jobs: Sequence[Job], folder: Path, at_once: int | Literal["auto"] | Cluster
+) -> None:
     """Train what is not there yet. A loss that is not finite is what came out of a trial; other failures are told."""
     try:
         train_jobs(inputs, jobs, folder, at_once=at_once)

@@ -10,7 +10,6 @@ import re
 import secrets
 import shutil
 import stat
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -276,7 +275,7 @@ def read_regular_file(path: str | os.PathLike[str], limit: int) -> bytes:
 
 def read_part(path: str | os.PathLike[str], offset: int, size: int) -> bytes:
     """The `size` bytes at `offset` of a regular file. Raises OSError: NotRegularError, or that the file ends before."""
-    with open_regular_file(path, sys.maxsize) as file:
+    with open_regular_file(path, 2**63) as file:
         file.seek(offset)
         content = file.read(size)
     if len(content) < size:

@@ -5,6 +5,7 @@ Shapes: b images, s pixels per side, d features, r image regions, h × w the fea
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +105,15 @@ def register_backbone(
 def backbone_names() -> list[str]:
     """What `backbone` can name beside hub names and folders: built-in networks, registered ones, those of packages."""
     return [*EFFICIENTNETS, *BACKBONES.names()]
+
+
+def module_of(name: str) -> tuple[str, str | None] | None:
+    """The module, and its file, that registered a network; None for those that are built in."""
+    registered = BACKBONES.get(name)
+    if registered is None:
+        return None
+    module = registered.network.__module__
+    return module, getattr(sys.modules.get(module), "__file__", None)
 
 
 def check_backbone(name: str, revision: str | None = None) -> None:
