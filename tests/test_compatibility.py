@@ -41,7 +41,7 @@ def test_a_feature_file_is_read_and_verified(old: Path, capsys: pytest.CaptureFi
     assert extract.main(["--verify", "features.h5"]) == 0
     assert "all 23 rows are as they were written" in capsys.readouterr().out
     store = ff.FeatureStore("features.h5")
-    assert store.counts() == {"pending": 0, "ok": 23, "missing": 1, "unreadable": 0, "refused": 0}
+    assert store.counts() == {"pending": 0, "ok": 23, "missing": 1, "unreadable": 0, "refused": 0, "crashed": 0}
 
 
 def test_a_feature_file_grows_into_one_with_checksums(old: Path):

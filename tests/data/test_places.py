@@ -463,7 +463,14 @@ def test_a_network_that_is_down_marks_no_image(tmp_path: Path, store: Any, monke
         extract(pairs, cache)
     assert ff.FeatureStore(cache).counts()["pending"] >= 22
     down[:] = names[:1]
-    assert extract(pairs, cache).counts() == {"pending": 0, "ok": 23, "missing": 0, "unreadable": 1, "refused": 0}
+    assert extract(pairs, cache).counts() == {
+        "pending": 0,
+        "ok": 23,
+        "missing": 0,
+        "unreadable": 1,
+        "refused": 0,
+        "crashed": 0,
+    }
     assert reasons(cache) == ["unreadable,no route to the store"]
     down.clear()
     assert extract(pairs, cache).counts()["ok"] == 24

@@ -64,7 +64,7 @@ KINDS = ("npz", "compressed, ids as bytes", "npy txt", "npy csv", "parquet", "pa
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_file_gives_each_pair_its_own_row(kind, data, features, tmp_path):
     store = ff.extract(ff.load_pairs(data), tmp_path / "s.h5", from_arrays=saved(tmp_path, kind, features))
-    assert store.counts() == {"pending": 0, "ok": N - 2, "missing": 2, "unreadable": 0, "refused": 0}
+    assert store.counts() == {"pending": 0, "ok": N - 2, "missing": 2, "unreadable": 0, "refused": 0, "crashed": 0}
     for row, id in enumerate(store.names()):
         assert store.status[row] == (MISSING if id in LACKING else OK)
         assert np.array_equal(store.features[row], np.float32(features.get(id, np.zeros(8))))

@@ -123,7 +123,7 @@ def test_bad_images_keep_their_place_and_neighbours_are_not_affected(run, data, 
     Image.new("RGB", (3000, 3000)).save(data / "p06.png")
     summary = run(max_pixels=1_000_000)
     store = FeatureStore(summary.cache)
-    assert summary.counts == {"pending": 0, "ok": 6, "missing": 1, "unreadable": 3, "refused": 1}
+    assert summary.counts == {"pending": 0, "ok": 6, "missing": 1, "unreadable": 3, "refused": 1, "crashed": 0}
     for row, name in enumerate(store.names()):
         expected = np.zeros(1280) if name in ("p01", "p02", "p04", "p05", "p06") else clean[row]
         assert np.array_equal(store.features[row], expected), name
@@ -144,7 +144,7 @@ def test_an_image_that_takes_too_long_is_refused_and_neighbours_are_not_affected
     (data / "p05.png").write_bytes(many_scans(4000, 20_000))
     summary = run(image_seconds=1, workers=2)
     store = FeatureStore(summary.cache)
-    assert summary.counts == {"pending": 0, "ok": 10, "missing": 0, "unreadable": 0, "refused": 1}
+    assert summary.counts == {"pending": 0, "ok": 10, "missing": 0, "unreadable": 0, "refused": 1, "crashed": 0}
     clean[5] = 0
     assert np.array_equal(store.features, clean)
     assert bad_list(tmp_path) == {"p05": ("refused", "takes more than 1 s to decode")}

@@ -151,13 +151,13 @@ def test_rows_count_from_the_commit_on(path: Path) -> None:
         assert FeatureStore(path).counts()["pending"] == 5
         writer.commit()
         reader = FeatureStore(path)
-        assert reader.counts() == {"pending": 3, "ok": 2, "missing": 0, "unreadable": 0, "refused": 0}
+        assert reader.counts() == {"pending": 3, "ok": 2, "missing": 0, "unreadable": 0, "refused": 0, "crashed": 0}
         write(writer, [0])
         writer.mark([3], MISSING)
         writer.mark([4], UNREADABLE, [b"x" * 16], [(1, 2)])
         assert not reader.finished
     assert reader.finished  # the same reader sees what was committed since
-    assert reader.counts() == {"pending": 0, "ok": 3, "missing": 1, "unreadable": 1, "refused": 0}
+    assert reader.counts() == {"pending": 0, "ok": 3, "missing": 1, "unreadable": 1, "refused": 0, "crashed": 0}
     assert not len(reader.damaged_rows())
 
 

@@ -290,4 +290,11 @@ def test_a_disk_that_fails_when_a_grown_store_is_written_is_one_line(
         assert str(path) in error_of(lambda: write(writer, [5]))
     monkeypatch.undo()
     with StoreWriter.extend(path, [*IDS, "f"], MADE_BY) as writer:
-        assert writer.store.counts() == {"pending": 1, "ok": 5, "missing": 0, "unreadable": 0, "refused": 0}
+        assert writer.store.counts() == {
+            "pending": 1,
+            "ok": 5,
+            "missing": 0,
+            "unreadable": 0,
+            "refused": 0,
+            "crashed": 0,
+        }
