@@ -19,6 +19,7 @@ from frozenfusion.utils.errors import UsageError, UserError
 from frozenfusion.utils.files import check_writable
 
 if TYPE_CHECKING:
+    from frozenfusion.evaluation.evaluator import Evaluation
     from frozenfusion.model.config import ModelConfig
 
 
@@ -55,15 +56,21 @@ def main(arguments: Sequence[str] | None = None, command: str | None = None) -> 
 
 
 def _evaluate(options: EvaluateOptions) -> str:
-    from frozenfusion.evaluation.evaluator import evaluate  # imports torch
+    from frozenfusion.utils.distributed import by_first, joined  # imports torch
+
+    with joined():
+        evaluation = _evaluated(options)
+        return by_first(lambda: _saved(evaluation, options))
+
+
+def _evaluated(options: EvaluateOptions) -> Evaluation:
+    from frozenfusion.evaluation.evaluator import evaluate
     from frozenfusion.evaluation.runs import common_folder, find_runs
     from frozenfusion.model.run_folder import RunFolder
     from frozenfusion.store.reader import FeatureStore
     from frozenfusion.utils.device import choose_device
     from frozenfusion.utils.progress import log
 
-    if launched.world_size() > 1:
-        raise UsageError("an evaluation is one process, on one GPU: start evaluate.py without torchrun")
     *paths, data = options.paths
     if RunFolder(data).exists:
         raise UsageError(f"{data} is a run: give the run folders first, and the data last")
@@ -74,7 +81,12 @@ def _evaluate(options: EvaluateOptions) -> str:
     store = FeatureStore(options.cache or cache_to_read(data, _extraction(data, found[0].model)))
     pairs = options.load(data)
     log.info(pairs.summary())
-    evaluation = evaluate(runs, pairs, store, config=options)
+    return evaluate(runs, pairs, store, config=options)
+
+
+def _saved(evaluation: Evaluation, options: EvaluateOptions) -> str:
+    from frozenfusion.utils.progress import log
+
     try:
         look = evaluation.save(options.out)
     except UserError:

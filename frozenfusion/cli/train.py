@@ -161,7 +161,7 @@ def main(arguments: Sequence[str] | None = None, command: str | None = None) -> 
 
 
 def _train(options: TrainOptions) -> str:
-    from frozenfusion.training.distributed import joined  # imports torch
+    from frozenfusion.utils.distributed import joined  # imports torch
 
     with joined():
         return _trained(options)
@@ -171,10 +171,10 @@ def _trained(options: TrainOptions) -> str:
     from frozenfusion.fusion.registry import head_class
     from frozenfusion.model.run_folder import RunFolder
     from frozenfusion.store.reader import FeatureStore
-    from frozenfusion.training.distributed import by_first
     from frozenfusion.training.run import default_folder
     from frozenfusion.training.sweeps import DEFAULT_FOLDER, sweep
     from frozenfusion.utils.device import choose_device
+    from frozenfusion.utils.distributed import by_first
     from frozenfusion.utils.progress import log
 
     for name in options.fusion:

@@ -29,6 +29,7 @@ from frozenfusion.model.saving import check_whole, load_weights
 from frozenfusion.store.reader import Rows
 from frozenfusion.text.cache import CachedTexts, cached_texts, text_cache
 from frozenfusion.text.tokens import TokenizedTexts, load_tokenizer, tokenize
+from frozenfusion.utils import distributed
 from frozenfusion.utils.device import is_out_of_memory
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import MAX_JSON_BYTES, read_file
@@ -144,22 +145,25 @@ class Predictor:
         plain = self._dataset(run, members)
         key = (encoder, id(plain), model.head.needs_tokens, run.model.text_pool)
         if key not in self._datasets:
-            try:
-                texts = cached_texts(
-                    self._encoders[encoder],
-                    cast(TokenizedTexts, plain.texts),
-                    plain.ids,
-                    text_cache(self._inputs.store.path, self._inputs.config.text_cache),
-                    tokens=model.head.needs_tokens,
-                    device=self._arithmetic.device,
-                    autocast=self._arithmetic.autocast,
-                    pool=run.model.text_pool,
-                )
-                self._datasets[key] = plain.with_texts(texts)
-            except UserError as error:
-                log.warning("text features are not kept, each run reads the texts anew: %s", error)
-                self._datasets[key] = plain
+            texts = distributed.first_alone(lambda: self._kept_texts(run, plain, model, encoder))
+            self._datasets[key] = plain if texts is None else plain.with_texts(texts)
         return self._datasets[key]
+
+    def _kept_texts(self, run: Run, plain: PairDataset, model: PairClassifier, encoder: str) -> CachedTexts | None:
+        try:
+            return cached_texts(
+                self._encoders[encoder],
+                cast(TokenizedTexts, plain.texts),
+                plain.ids,
+                text_cache(self._inputs.store.path, self._inputs.config.text_cache),
+                tokens=model.head.needs_tokens,
+                device=self._arithmetic.device,
+                autocast=self._arithmetic.autocast,
+                pool=run.model.text_pool,
+            )
+        except UserError as error:
+            log.warning("text features are not kept, each run reads the texts anew: %s", error)
+            return None
 
 
 def _pooled_texts(run: Run, cached: CachedTexts, pairs: Sequence[Pair]) -> Features:

@@ -24,13 +24,13 @@ from frozenfusion.joint.views import HEAD, read_views
 from frozenfusion.model.rounds import JOINT_FILE
 from frozenfusion.model.run_folder import RunFolder
 from frozenfusion.store.reader import FeatureStore, as_store
-from frozenfusion.training import distributed
 from frozenfusion.training.checkpoint import State
 from frozenfusion.training.config import TrainConfig
 from frozenfusion.training.inputs import TrainingInputs
 from frozenfusion.training.more import MorePairs, Source
 from frozenfusion.training.origin import FROZEN_WEIGHTS, PAIRS, as_flag, refuse_changes
 from frozenfusion.training.run import TrainedRun, default_folder, train_run
+from frozenfusion.utils import distributed
 from frozenfusion.utils.checks import config_of
 from frozenfusion.utils.errors import UsageError
 from frozenfusion.utils.interrupts import held_back

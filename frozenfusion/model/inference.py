@@ -29,6 +29,7 @@ from frozenfusion.store.reader import FeatureStore, as_store
 from frozenfusion.text.batching import batches_in_order_of_length
 from frozenfusion.text.encoder import TextFeatures
 from frozenfusion.text.tokens import tokenize
+from frozenfusion.utils import distributed
 from frozenfusion.utils.checks import whole
 from frozenfusion.utils.device import autocast_type, computing_in
 from frozenfusion.utils.errors import UsageError, UserError
@@ -165,19 +166,24 @@ def predict(
     """What a model predicts of every pair.
 
     `questions` are the passes through the head, by default `all_questions`; texts are encoded once for all of them.
+    Where several processes predict (`distributed`) each does its share of the batches, and all return the whole.
     """
     questions = all_questions(model) if questions is None else questions
     logits: dict[str, Tensor] = {}
-    for rows in dataset.in_turn(batches_in_order_of_length(dataset.lengths, arithmetic.batch_size)):
+    batches, world = batches_in_order_of_length(dataset.lengths, arithmetic.batch_size), distributed.world()
+    own = batches[distributed.rank() :: world]
+    for turn, rows in enumerate(dataset.in_turn(own or batches[:1])):  # who has none learns what there is to add up
         batch = dataset.batch(rows)
         places = torch.from_numpy(rows).to(arithmetic.device)
         with arithmetic.context():
             answers = _answers(model, encoded(model, batch), batch, questions)
         for name, values in answers.items():
-            logits.setdefault(name, values.new_empty(len(dataset), values.shape[1]))[places] = values
+            of_all = logits.setdefault(name, values.new_zeros(len(dataset), values.shape[1]))
+            if own:
+                of_all[places] = values
         if progress:
-            progress.update(len(rows))
-    return _predicted(logits)
+            progress.update(sum(map(len, batches[turn * world : (turn + 1) * world])))
+    return _predicted({name: distributed.total(values) for name, values in logits.items()})
 
 
 def all_questions(model: PairNetwork, withheld: str | None = None) -> dict[str, str | None]:

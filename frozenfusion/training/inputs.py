@@ -26,12 +26,12 @@ from frozenfusion.text.pooling import AUTO, POOLER
 from frozenfusion.text.tokens import TokenizedTexts, load_tokenizer, tokenize
 from frozenfusion.text.vectors import WordVectors
 from frozenfusion.text.words import vocabulary, word_tokenizer
-from frozenfusion.training import distributed
 from frozenfusion.training.config import TrainConfig
 from frozenfusion.training.more import MorePairs, Source, joined
 from frozenfusion.training.options import effective, options_for, refuse_meaningless, supported
 from frozenfusion.training.recurrent import recurrent_encoder, word_vectors
 from frozenfusion.training.trackers import tracker_class
+from frozenfusion.utils import distributed
 from frozenfusion.utils.device import autocast_type, choose_device
 from frozenfusion.utils.errors import UsageError, UserError
 from frozenfusion.utils.messages import first_few

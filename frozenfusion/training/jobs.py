@@ -14,11 +14,11 @@ from frozenfusion.fusion.base import FusionHead
 from frozenfusion.fusion.registry import build_head
 from frozenfusion.model.config import DEFAULT_WIDTH
 from frozenfusion.model.run_folder import RunFolder
-from frozenfusion.training import distributed
 from frozenfusion.training.config import TrainConfig
 from frozenfusion.training.inputs import TrainingInputs
 from frozenfusion.training.run import train_run
 from frozenfusion.training.trainer import Diverged
+from frozenfusion.utils import distributed
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.messages import one_line
 from frozenfusion.utils.progress import Progress, log

@@ -8,12 +8,12 @@ from frozenfusion.fusion.registry import head_class
 from frozenfusion.model.recipe import RECIPE
 from frozenfusion.model.run_folder import RunFolder
 from frozenfusion.text.choices import OPTIONS
-from frozenfusion.training import distributed
 from frozenfusion.training.checkpoint import HEAD_OPTIONS, State, read_state
 from frozenfusion.training.config import TrainConfig
 from frozenfusion.training.inputs import TrainingInputs
 from frozenfusion.training.options import effective, meaningless
 from frozenfusion.training.origin import PAIRS, PROCESSES, as_flag, refuse_changes
+from frozenfusion.utils import distributed
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.progress import log
 

@@ -23,7 +23,6 @@ from frozenfusion.model.run_folder import RESTORED, RunFolder
 from frozenfusion.model.saving import save_setup, save_weights
 from frozenfusion.store.reader import FeatureStore, as_store
 from frozenfusion.text.pooling import POOLER
-from frozenfusion.training import distributed
 from frozenfusion.training.checkpoint import (
     TEXT_POOL,
     State,
@@ -46,6 +45,7 @@ from frozenfusion.training.plots import plot_curves, plot_learning_rate
 from frozenfusion.training.resuming import found_run, note_processes
 from frozenfusion.training.trackers import Trackers
 from frozenfusion.training.trainer import Trainer
+from frozenfusion.utils import distributed
 from frozenfusion.utils.checks import config_of
 from frozenfusion.utils.device import is_out_of_memory
 from frozenfusion.utils.errors import UserError

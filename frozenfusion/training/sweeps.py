@@ -18,7 +18,6 @@ from frozenfusion.data.splits import Split
 from frozenfusion.fusion.registry import head_class
 from frozenfusion.model.run_folder import RunFolder
 from frozenfusion.store.reader import FeatureStore, as_store
-from frozenfusion.training import distributed
 from frozenfusion.training.config import ALL, AUTO, TrainConfig, check_seeds, where_to_train
 from frozenfusion.training.inputs import TrainingInputs
 from frozenfusion.training.job_processes import train_in_processes
@@ -27,6 +26,7 @@ from frozenfusion.training.messages import seconds
 from frozenfusion.training.ray_jobs import train_on_ray
 from frozenfusion.training.run import TrainedRun, finished_run, read_run
 from frozenfusion.training.trackers import tracker_class
+from frozenfusion.utils import distributed
 from frozenfusion.utils.checks import config_of
 from frozenfusion.utils.device import usable_cores
 from frozenfusion.utils.errors import UsageError, UserError

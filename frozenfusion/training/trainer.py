@@ -24,9 +24,9 @@ from frozenfusion.model.dataset import PairDataset
 from frozenfusion.model.network import drop_modalities
 from frozenfusion.store.reader import Rows
 from frozenfusion.text.batching import batches_by_length, batches_in_order_of_length
-from frozenfusion.training import distributed
 from frozenfusion.training.config import TrainConfig
 from frozenfusion.training.optimizer import build_optimizer, rates, set_rates
+from frozenfusion.utils import distributed
 from frozenfusion.utils.device import computing_in, on_one_thread
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.progress import Progress

@@ -25,7 +25,6 @@ from frozenfusion.model.tuning import (
     tuning_cells,
 )
 from frozenfusion.store.reader import FeatureStore, as_store
-from frozenfusion.training import distributed
 from frozenfusion.training.config import ALL, TrainConfig, where_to_train
 from frozenfusion.training.grid import changed, check_grid, check_trials
 from frozenfusion.training.inputs import TrainingInputs
@@ -34,6 +33,7 @@ from frozenfusion.training.run import TrainedRun, train_run
 from frozenfusion.training.space import drawn, given, grid_points, search_space
 from frozenfusion.training.sweeps import DEFAULT_FOLDER, asked, check_resume, jobs_of, train_jobs
 from frozenfusion.training.trainer import Diverged
+from frozenfusion.utils import distributed
 from frozenfusion.utils.checks import config_of
 from frozenfusion.utils.errors import UsageError, UserError
 from frozenfusion.utils.files import keep_current, writing

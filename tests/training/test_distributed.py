@@ -24,10 +24,9 @@ from frozenfusion.cli import evaluate as evaluate_command
 from frozenfusion.cli import train as train_command
 from frozenfusion.model.classifier import build_model
 from frozenfusion.model.run_folder import RunFolder
-from frozenfusion.training import distributed
 from frozenfusion.training.checkpoint import read_state
 from frozenfusion.training.trainer import Trainer
-from frozenfusion.utils import launched
+from frozenfusion.utils import distributed, launched
 from frozenfusion.utils.device import choose_device
 from frozenfusion.utils.progress import Progress
 
@@ -242,10 +241,23 @@ def test_a_process_of_torchrun_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPa
         choose_device("cuda:0")
 
 
-def test_an_evaluation_is_one_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, value in {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}.items():
-        monkeypatch.setenv(name, str(value))
-    assert evaluate_command.main(["run", "data"], "evaluate.py") == 2
-    assert capsys.readouterr().err == (
-        "error: an evaluation is one process, on one GPU: start evaluate.py without torchrun\n"
-    )
+def evaluation(arguments: list[str]) -> None:
+    """evaluate.py in a process of a launch."""
+    sys.exit(evaluate_command.main(arguments, "evaluate.py"))
+
+
+@pytest.mark.parametrize(("head", "frozen", "batch"), [("hybrid", False, 4), ("concat", True, 512)])
+def test_an_evaluation_by_several_processes_is_that_of_one(
+    options: tiny.Training, tmp_path: Path, no_plots: None, head: str, frozen: bool, batch: int
+) -> None:
+    run = options.but(run=tmp_path / "run", fusion=(head,), epochs=1, freeze_text=frozen)
+    run.train()
+    words = [str(run.run), str(run.data), "--cache", str(run.cache), "--batch-size", str(batch), "--calibrate"]
+    launch = Launch(3, tmp_path / "said", evaluation, [*words, "--out", str(tmp_path / "several")])
+    assert evaluate_command.main([*words, "--out", str(tmp_path / "one")], "evaluate.py") == 0
+    assert launch.end() == [0, 0, 0], launch.said()
+    first, *others = launch.said()
+    assert f"results in {tmp_path / 'several'}" in first
+    assert others == ["", ""]
+    for name in ("predictions.csv", "metrics.json"):
+        assert (tmp_path / "several" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()

@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from frozenfusion.store.reader import Rows
 from frozenfusion.utils import launched
 from frozenfusion.utils.device import choose_device
 from frozenfusion.utils.errors import UsageError, UserError
@@ -35,6 +35,7 @@ _FAILED = "frozenfusion/failed"  # where a process leaves why it ended
 _apart: ContextVar[bool] = ContextVar("apart", default=False)  # whether the first process works without the others
 
 Value = TypeVar("Value")
+Rows = NDArray[np.int64]
 
 
 class PeerLost(UserError):
