@@ -15,6 +15,18 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# Files whose tests are few and long begin first, so that no process is left alone with one at the end.
+LONG_FILES = (
+    *("test_readme.py", "test_ray.py", "test_faults.py", "test_extension.py", "test_package.py", "test_jobs.py"),
+    *("test_distributed.py", "test_every_desktop.py", "test_extract_script.py", "test_train_script.py"),
+    *("test_surroundings.py", "test_evaluate_script.py", "test_scaling_docs.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
 
 def run_python(code: str) -> None:
     """Run `code` in a Python process of its own, from the project's folder, and require that it succeeds."""
