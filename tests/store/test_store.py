@@ -80,8 +80,8 @@ def test_ids_in_an_array_are_the_ids_in_a_list(ids: set[str], wider: int) -> Non
             writer.grow(array)
             assert writer.store.names() == names
             assert writer.store.ids.dtype == encoded.dtype
-        for kind in (str, object):  # as NumPy and pandas have strings
-            assert FeatureStore(path).rows(np.array(names, kind)).tolist() == [*range(len(names))]
+            for kind in (str, object):  # as NumPy and pandas have strings
+                assert writer.store.rows(np.array(names, kind)).tolist() == [*range(len(names))]
 
 
 @pytest.mark.parametrize("ids", [[b""], [b"b", b"a"], [b"a", b"a"], [b"a\0b"], [b"\xed\xb2\x80"], [b"x" * 1025]])
