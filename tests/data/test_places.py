@@ -361,6 +361,12 @@ def test_a_tar_s_json_tells_what_other_members_do_not(tmp_path: Path, caplog: py
     assert "1 links, devices and sparse files are passed over" in caplog.text
 
 
+def test_what_a_tar_holds_beside_its_images_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tars, "MAX_HELD_BYTES", 7)
+    assert len(ff.load_pairs(tar(tmp_path / "x.tar", [("a.jpg", b"1" * 9), ("a.txt", b"2345678")]))) == 1
+    assert "more than 7 bytes beside its images" in failure(tar(tmp_path / "x.tar", [("a.txt", b"23456789")]))
+
+
 def test_what_is_no_ordinary_tar_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     packed = tmp_path / "x.tar.gz"
     packed.write_bytes(b"")
@@ -592,6 +598,9 @@ def test_columns_may_be_called_otherwise(tmp_path: Path, name: str, content: byt
     assert "no column words" in failure(tmp_path / name, columns={"text": "words"})
     with pytest.raises(UsageError, match="`columns` say what a table calls"):
         ff.load_pairs(tmp_path / name, columns={"caption": "text"})
+    for wrong in (["text"], {"text": 3}):
+        with pytest.raises(UsageError, match="`columns` are names by ours"):
+            ff.load_pairs(tmp_path / name, columns=wrong)
 
 
 def test_the_command_line_takes_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
