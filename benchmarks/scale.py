@@ -164,7 +164,7 @@ def extract_held(data: Path, cache: Path, shards: int | None) -> None:
 
 def ray(folder: Path, given: argparse.Namespace) -> dict[str, float] | str:
     """What one worker of Ray takes longer than one without, beyond the start, which a run over few images tells."""
-    if find_spec("ray") is None or not hasattr(ExtractConfig, "ray"):
+    if find_spec("ray") is None:
         print("\nleft out: there is no Ray here (pip install ray)")
         return "left out"
     few, many = max(1, given.images // 16), given.images

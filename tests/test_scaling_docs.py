@@ -48,7 +48,7 @@ def test_the_five_steps_run_and_end_in_the_same_bits(tmp_path: Path, monkeypatch
     texts = f"--text-encoder {encoder} --text-weights random --epochs 1 --device cpu".split()
 
     def typed(script: str, *words: str) -> None:
-        small = [{"DATA": str(data), "2048": "5"}.get(word, word) for word in words]
+        small = [{"DATA": str(data), "2048": "12"}.get(word, word) for word in words]
         if script == "train_head.py":
             assert train_command.main([*small, *texts]) == 0
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from glob import glob, has_magic
 from pathlib import Path, PurePosixPath
@@ -44,13 +44,10 @@ def find_rows(path: Path, columns: Mapping[str, str], *, follow_links: bool) -> 
         files, root = _remote_files(address)
     elif path.is_dir():
         files, root = _files_of_folder(path), path
-        if not follow_links:
-            check_inside(path, [os.path.relpath(file, path) for file in files])
+        _check_links(files, root, follow_links)
     elif _is_missing_pattern(path):
-        files = [Path(name) for part in _expanded(str(path)) for name in sorted(glob(part))]
-        root = _fixed(path)
-        if not files:
-            raise UserError(f"{path}: no file is called so: check the pattern")
+        files, root = _files_of_pattern(str(path)), _fixed(path)
+        _check_links(files, root, follow_links)
     elif path.name.lower().endswith((TAR, *COMPRESSED)):
         files, root = [path], path.parent
     elif path.exists():
@@ -77,8 +74,10 @@ def _files_of_folder(folder: Path) -> list[File]:
     """The tables or tars of a folder; none where pictures or label files say that it is of another layout."""
     if is_dataset(folder):
         return list(tables_of(folder))
-    names = os.listdir(folder) if os.access(folder, os.R_OK) else []
-    if any((name in LAYOUT_FILES and name != DATA) or suffix_of(name) in IMAGE_SUFFIXES for name in names):
+    names = _names_in(folder)
+    if any(name in LAYOUT_FILES and name != DATA for name in names):
+        return []
+    if any(suffix_of(name) in IMAGE_SUFFIXES for name in [*names, *_names_in(folder / DATA)]):
         return []
     found: dict[str, list[Path]] = {PARQUET: [], TAR: []}
     for place, folders, files in os.walk(folder):
@@ -87,6 +86,25 @@ def _files_of_folder(folder: Path) -> list[File]:
             if suffix_of(name) in found and not name.startswith("."):
                 found[suffix_of(name)].append(Path(place, name))
     return sorted(found[PARQUET] or found[TAR])
+
+
+def _names_in(folder: Path) -> list[str]:
+    return os.listdir(folder) if folder.is_dir() and os.access(folder, os.R_OK) else []
+
+
+def _files_of_pattern(pattern: str) -> list[File]:
+    """The files that a pattern stands for; those that braces name have to be there, as whoever opens them says."""
+    files: list[File] = []
+    for name in _expanded(pattern):
+        files += map(Path, sorted(glob(name)) if has_magic(name) else [name])
+    if not files:
+        raise UserError(f"{pattern}: no file is called so: check the pattern")
+    return files
+
+
+def _check_links(files: list[File], root: Path, follow_links: bool) -> None:
+    if not follow_links:
+        check_inside(root, [os.path.relpath(file, root) for file in files])
 
 
 def _remote_files(address: str) -> tuple[list[File], File]:
@@ -99,7 +117,7 @@ def _remote_files(address: str) -> tuple[list[File], File]:
     root = address_of(_fixed(Path(address))) or ""
     there = find_remote(root)
     for kind in (PARQUET, TAR):
-        wanted = list(_expanded(address)) if _is_pattern(address) else [f"{root}/*{kind}"]
+        wanted = _expanded(address) if _is_pattern(address) else [f"{root}/*{kind}"]
         files: list[File] = [name for name in there if any(fnmatchcase(name, each) for each in wanted)]
         if files:
             return files, root
@@ -122,14 +140,13 @@ def _fixed(path: Path) -> Path:
     return path
 
 
-def _expanded(name: str) -> Iterator[str]:
+def _expanded(name: str) -> list[str]:
     """The names that {000..012} stands for. Raises UserError for too many."""
-    found = _BRACES.fullmatch(name)
-    if found is None:
-        yield name
-        return
-    before, first, last, after = found.groups()
-    if int(last) - int(first) >= MOST_FILES:
-        raise UserError(f"{name}: stands for more than {MOST_FILES:,} files: name fewer")
-    for number in range(int(first), int(last) + 1):
-        yield from _expanded(f"{before}{number:0{len(first)}}{after}")
+    before, ends = name, [""]
+    while found := _BRACES.fullmatch(before):
+        before, first, last, after = found.groups()
+        numbers = range(int(first), int(last) + 1)
+        if len(numbers) * len(ends) > MOST_FILES:
+            raise UserError(f"{name}: stands for more than {MOST_FILES:,} files: name fewer")
+        ends = [f"{number:0{len(first)}}{after}{end}" for number in numbers for end in ends]
+    return [f"{before}{end}" for end in ends]

@@ -21,7 +21,7 @@ from frozenfusion.data.pair_columns import Pair as Pair
 from frozenfusion.data.pair_columns import PairColumns
 from frozenfusion.data.records import SENTIMENTS, checked_columns
 from frozenfusion.utils.errors import UsageError, UserError
-from frozenfusion.utils.files import writing
+from frozenfusion.utils.files import reading
 from frozenfusion.utils.messages import printable
 from frozenfusion.utils.remote import address_of
 
@@ -140,7 +140,7 @@ def load_pairs(
             folder, a malformed line; each with its file and line. Without links, a label file that is one.
     """
     path, columns = Path(path), checked_columns(columns or {})
-    with writing(path):  # a name that no file system has
+    with reading(path):  # a name that no file system has
         is_there, found = path.exists(), find_rows(path, columns, follow_links=follow_links)
     if found is not None:
         return _of_rows(path, found, columns, follow_links=follow_links, remote=remote)

@@ -70,8 +70,8 @@ class TableCell:
 
     @property
     def name(self) -> str:
-        """What it is called: its row's number."""
-        return str(self.row)
+        """It has none: the number of a row is no name that another program has given the image."""
+        return ""
 
     def size(self, stat: Stat) -> int:
         """How many bytes `read` takes."""
@@ -141,8 +141,8 @@ def below(root: Path, place: Place) -> Place:
 
 
 def image_stem(image: ImagePlace) -> str:
-    """The name of an image without its ending."""
-    return image.stem if isinstance(image, Path) else PurePosixPath(image.name).stem
+    """The name of an image without its ending, "" where it has none."""
+    return PurePosixPath(image.name).stem
 
 
 def reading_order(image: ImagePlace) -> tuple[str, int]:

@@ -71,6 +71,8 @@ def unique(records: Iterable[Record]) -> list[Record]:
 
 def checked_columns(columns: Mapping[str, str]) -> Mapping[str, str]:
     """Columns by what they are called here. Raises UsageError for a name that is none of ours, or stands for two."""
+    if not isinstance(columns, Mapping) or not all(isinstance(name, str) for name in columns.values()):
+        raise UsageError(f"`columns` are names by ours, such as {{'text': 'caption'}}, not {shown(columns)}")
     strange = [name for name in columns if name not in COLUMNS]
     if strange or len(set(columns.values())) < len(columns):
         told = f"{strange[0]} is none" if strange else "a name is given twice"

@@ -12,9 +12,18 @@ from urllib.request import url2pathname
 from frozenfusion.data.places import ImagePlace, RemoteFile
 from frozenfusion.data.records import MAX_TABLE_BYTES, checked_path
 from frozenfusion.utils.errors import UserError
-from frozenfusion.utils.files import TooLargeError
+from frozenfusion.utils.files import file_error
 from frozenfusion.utils.messages import shown
-from frozenfusion.utils.remote import address_of, check_scheme, read_remote, remote_error
+from frozenfusion.utils.remote import (
+    UnreachableError,
+    address_of,
+    check_scheme,
+    read_remote_part,
+    remote_error,
+    stat_remote,
+)
+
+_COPIED_AT_ONCE = 2**26  # bytes of a manifest
 
 
 def checked_image(folder: Path, name: str, source: str, *, remote: bool) -> ImagePlace:
@@ -53,19 +62,30 @@ def checked_text_path(folder: Path, name: str, source: str) -> Path:
 @contextmanager
 def fetched(address: str) -> Iterator[Path]:
     """A manifest as a file of this machine, meanwhile; what is said of that file is said of the address."""
-    try:
-        content = read_remote(address, MAX_TABLE_BYTES)
-    except TooLargeError as error:
-        raise UserError(f"{address}: {error}, which no file of this kind has") from error
-    except OSError as error:
-        raise remote_error(error, address) from error
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder, PurePosixPath(address).name)
-        local.write_bytes(content)
+        try:
+            _copy(address, local)
+        except (UnreachableError, FileNotFoundError) as error:
+            raise remote_error(error, address) from error
+        except OSError as error:
+            raise file_error(error, local) from error
         try:
             yield local
         except UserError as error:
             raise UserError(str(error).replace(str(local), address)) from error
+
+
+def _copy(address: str, local: Path) -> None:
+    """Copy a manifest part by part. Raises UserError where it is too large, or changes meanwhile; OSError."""
+    stat = stat_remote(address)
+    if stat[0] > MAX_TABLE_BYTES:
+        raise UserError(f"{address}: {stat[0]:,} bytes, more than {MAX_TABLE_BYTES:,}, which no file of this kind has")
+    with local.open("wb") as file:
+        for start in range(0, stat[0], _COPIED_AT_ONCE):
+            file.write(read_remote_part(address, start, min(_COPIED_AT_ONCE, stat[0] - start)))
+    if stat_remote(address) != stat:
+        raise UserError(f"{address}: was changed while it was read: run the same command again")
 
 
 def _local(folder: Path, name: str, source: str) -> Path:

@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,14 @@ class _Parquet:
         if column != self._column or not self._has_soon(row):
             self._begin(row, column)
         while row >= self._end:
-            values = next(self._coming).column(0)
+            try:
+                values = next(self._coming).column(0)
+            except Exception:
+                self._kept.clear()  # nothing more comes: whoever asks next begins anew
+                if self._group_of(row) == self._group_of(self._end):
+                    raise
+                self._begin(row, column)  # it was another group's
+                continue
             self._kept.append((self._end, values))
             self._end += len(values)
             while len(self._kept) > 2 and sum(part.nbytes for _, part in self._kept) > KEPT_BYTES:
@@ -86,10 +93,12 @@ class _Parquet:
         group = self._groups[first]
         of_each = self._bytes_of(group, [column]) // max(group.num_rows, 1)
         rows = max(1, min(BATCH_ROWS, BATCH_BYTES // max(of_each, 1)))
-        groups = list(range(first, len(self._groups)))
         self._column, self._end = column, self._starts[first]
         self._kept.clear()
-        self._coming = self._file.iter_batches(rows, row_groups=groups, columns=[column], use_threads=False)
+        self._coming = chain.from_iterable(  # each by itself: no batch is lost with the group after its own
+            self._file.iter_batches(rows, row_groups=[number], columns=[column], use_threads=False)
+            for number in range(first, len(self._groups))
+        )
 
     @staticmethod
     def _bytes_of(group: Any, columns: list[str]) -> int:

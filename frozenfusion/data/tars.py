@@ -12,7 +12,7 @@ from typing import Any
 
 from frozenfusion.data.folders import IMAGE_SUFFIXES
 from frozenfusion.data.places import TarMember
-from frozenfusion.data.records import MAX_TABLE_BYTES, MAX_TEXT_BYTES, decode_text
+from frozenfusion.data.records import MAX_TEXT_BYTES, decode_text
 from frozenfusion.data.table_files import File
 from frozenfusion.data.tables import Rows, part_of
 from frozenfusion.utils.errors import UserError
@@ -23,6 +23,7 @@ from frozenfusion.utils.remote import open_remote, remote_error
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 MAX_HEADER_BYTES = 2**20  # of the names and attributes of one member
+MAX_HELD_BYTES = 2**30  # of the texts, labels and JSON of a tar, which are in memory together
 TEXT, METADATA, CLASS = ".txt", ".json", ".cls"
 _TAR_ERRORS = (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError)
 _IMAGES = {suffix: place for place, suffix in enumerate(IMAGE_SUFFIXES)}
@@ -65,8 +66,8 @@ def _by_key(file: File, raw: Any) -> dict[str, dict[str, Any]]:
         if suffix not in _IMAGES:
             parts[suffix] = _content(raw, member)
             held += len(parts[suffix])
-            if held > MAX_TABLE_BYTES:
-                raise UserError(f"{file}: holds more than {MAX_TABLE_BYTES:,} bytes beside its images: cut it in parts")
+            if held > MAX_HELD_BYTES:
+                raise UserError(f"{file}: holds more than {MAX_HELD_BYTES:,} bytes beside its images: cut it in parts")
         elif _IMAGES[suffix] < _IMAGES.get(parts.get("suffix", ""), len(_IMAGES)):
             place = TarMember(file, member.offset_data, member.size, member.name)
             parts |= {"image": place, "suffix": suffix, suffix: b""}
@@ -90,6 +91,9 @@ def _members(file: File, raw: Any) -> Iterator[tarfile.TarInfo]:
     try:
         while (member := tar.next()) is not None:
             tar.members = []  # type: ignore[attr-defined]  # it would keep all of them
+            if member.size < 0:  # which leads back, and before Python 3.11.14 or 3.12.12 round and round
+                cut = True
+                break
             if member.isfile() and not member.issparse():
                 if member.offset_data + member.size > end:
                     cut = True
@@ -115,7 +119,7 @@ class _Bounded:
         self._raw, self.tell, self.seek = raw, raw.tell, raw.seek
 
     def read(self, size: int) -> bytes:
-        if size > MAX_HEADER_BYTES:
+        if not 0 <= size <= MAX_HEADER_BYTES:  # below 0 would be all that there is
             raise tarfile.ReadError(f"a header of {size:,} bytes")
         return self._raw.read(size)  # type: ignore[no-any-return]
 

@@ -7,7 +7,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -81,13 +81,14 @@ class FeatureStore:
         self._mapped.close()
 
     def rows(self, ids: Sequence[str] | Array) -> Rows:
-        """The row of each id, (k,) int64; -1 where the store has no such id. An array has them as the store has."""
-        wanted = ids if isinstance(ids, np.ndarray) else encoded_names(ids)
+        """The row of each id, (k,) int64; -1 where the store has no such id. An array of S has them as a store has."""
+        wanted = ids if are_encoded(ids) else encoded_names(ids)
         if np.array_equal(wanted, self.ids):
-            return np.arange(self.n)
-        rows = np.minimum(np.searchsorted(self.ids, wanted), self.n - 1)
+            rows = np.arange(self.n)
+        else:
+            rows = np.minimum(np.searchsorted(self.ids, wanted), self.n - 1)
         found = self.ids[rows] == wanted
-        if not isinstance(ids, np.ndarray):
+        if not are_encoded(ids):
             found &= np.fromiter((not name.endswith("\0") for name in ids), bool, len(ids))  # NumPy ignores those
         return np.where(found, rows, -1).astype(np.int64)
 
@@ -220,13 +221,18 @@ def as_store(features: FeatureStore | str | os.PathLike[str]) -> FeatureStore:
     return FeatureStore(features)
 
 
-def encoded_names(names: Sequence[str]) -> Array:
+def are_encoded(names: Sequence[str] | Array) -> TypeGuard[Array]:
+    """Whether names are an array of UTF-8, (k,) S, as stores have them; any other sequence is of strings."""
+    return isinstance(names, np.ndarray) and names.dtype.kind == "S"
+
+
+def encoded_names(names: Sequence[str] | Array) -> Array:
     """Names as UTF-8 of fixed length, (k,) S; those that no store has as well."""
     return np.array([name.encode("utf-8", "surrogatepass") for name in names], np.bytes_)
 
 
 def encode_ids(ids: Sequence[str] | Array) -> Array:
-    """Row names as sorted fixed-length UTF-8, (n,) S; an array has them so, maybe longer than the longest.
+    """Row names as sorted fixed-length UTF-8, (n,) S; an array of S has them so, maybe longer than the longest.
 
     Raises UserError for names that cannot be a store's.
     """
@@ -240,7 +246,7 @@ def encode_ids(ids: Sequence[str] | Array) -> Array:
                 raise UserError(f"id {name!r} is not valid text: rename it") from error
             if not 0 < len(code) <= MAX_ID_BYTES or b"\0" in code:
                 raise UserError(f"id {name[:40]!r} is empty, over {MAX_ID_BYTES} bytes or has a NUL in it: rename it")
-    array = ids.astype(f"S{np.char.str_len(ids).max()}") if isinstance(ids, np.ndarray) else encoded_names(ids)
+    array = ids.astype(f"S{np.char.str_len(ids).max()}") if are_encoded(ids) else encoded_names(ids)
     wrong = np.flatnonzero(array[:-1] >= array[1:])
     if wrong.size:
         first, second = _decoded(ids[int(wrong[0]) : int(wrong[0]) + 2])
@@ -248,10 +254,8 @@ def encode_ids(ids: Sequence[str] | Array) -> Array:
     return array
 
 
-def _decoded(names: Sequence[str] | Array) -> Sequence[str]:
-    if not isinstance(names, np.ndarray):
-        return names
-    return [code.decode("utf-8", "surrogatepass") for code in names.tolist()]
+def _decoded(names: Sequence[str] | Array) -> Sequence[str] | Array:
+    return [code.decode("utf-8", "surrogatepass") for code in names.tolist()] if are_encoded(names) else names
 
 
 def _reopen(path: Path, ids_crc32: int) -> FeatureStore:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from benchmarks import decode, scale, store
+from frozenfusion.data.sample.build import make_sample
 from frozenfusion.vision.registry import BACKBONES
 
 
@@ -35,7 +36,8 @@ def test_the_decoding_benchmark_compares_both_ways_of_each_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     figures = tmp_path / "decode.json"
-    options = f"--megapixels 0.01 0.3 --images 2 --rounds 1 --image-size 64 --json {figures}"
+    data = make_sample(tmp_path / "data", 40)
+    options = f"{data} --megapixels 0.01 0.3 --images 2 --rounds 1 --image-size 64 --json {figures}"
     monkeypatch.setattr(sys, "argv", ["benchmarks.decode", *options.split()])
     decode.main()
     small, large = json.loads(figures.read_text())["results"].values()
@@ -65,9 +67,11 @@ def test_the_benchmark_of_scale_shows_goals_beside_figures(
     (tmp_path / "scratch").mkdir()
     figures = tmp_path / "scale.json"
     options = (
-        f"--images 5 --image-size 32 --rows 100 --width 8 --shards 32 64 --end-to-end 10 --rounds 1 --json {figures}"
+        f"--backbone {scale.STUB} --images 3 --image-size {scale.STUB_SIDE} --rows 100 --width 8 --shards 32 64 "
+        f"--end-to-end 10 --rounds 1 --json {figures}"
     )
     monkeypatch.setattr(sys, "argv", ["benchmarks.scale", *options.split(), "--folder", str(tmp_path / "scratch")])
+    scale.register_stub(8)
     try:
         scale.main()
     finally:

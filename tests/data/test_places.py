@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
@@ -25,12 +26,12 @@ from PIL import Image
 
 import frozenfusion as ff
 from frozenfusion.cli import extract as command
-from frozenfusion.data import places, table_files, tars
+from frozenfusion.data import places, remote, table_files, tars
 from frozenfusion.data.places import RemoteFile, TableCell, TarMember, place_of
 from frozenfusion.evaluation.report.page import thumbnail
 from frozenfusion.extraction import loop
+from frozenfusion.extraction.sharding import agree_on_plan
 from frozenfusion.model.raw import RawImages
-from frozenfusion.store.plan import read_plan
 from frozenfusion.store.status import MISSING, OK, UNREADABLE
 from frozenfusion.utils.errors import UsageError, UserError
 from frozenfusion.vision.backbone import Backbone, build_backbone
@@ -39,7 +40,7 @@ pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
 ROWS = 12
-NONE, EMPTY, ZEROS = 3, 5, 7
+NONE, EMPTY, OTHER = 3, 5, 7
 CLASSES = ["cat", "dog", "emu"]
 
 
@@ -51,7 +52,7 @@ def png(number: int) -> bytes:
 
 
 IMAGES: list[bytes | None] = [png(number) for number in range(ROWS)]
-IMAGES[NONE], IMAGES[EMPTY], IMAGES[ZEROS] = None, b"", bytes(9)
+IMAGES[NONE], IMAGES[EMPTY], IMAGES[OTHER] = None, b"", b"%PDF"  # which needs no process that decodes
 
 
 def table(images: Sequence[bytes | None] = IMAGES, **more: Any) -> Any:
@@ -130,7 +131,7 @@ def failure(path: Path | str, **given: Any) -> str:
 
 def reasons(cache: Path) -> list[str]:
     lines = cache.with_name(f"{cache.stem}.bad.csv").read_text().splitlines()[1:]
-    return [",".join(line.split(",")[2:]) for line in lines]
+    return [f"{status}: {reason}" for _, _, status, reason in csv.reader(lines)]
 
 
 # Tables
@@ -193,10 +194,10 @@ def test_images_give_the_rows_that_they_give_as_files_wherever_they_are(tmp_path
     cache = tmp_path / "features.h5"
     np.testing.assert_array_equal(contents(extract(pairs, cache)), as_files)
     (missing, *others) = reasons(cache)
-    assert missing in ("missing,no image in its row", "missing,no such file")
-    assert others == ["unreadable,empty file", "unreadable,not an image"]
+    assert missing in ("missing: no image in its row", "missing: no such file")
+    assert others == ["unreadable: empty file", "unreadable: a PDF file, not an image"]
     assert thumbnail(pairs[0].image) is not None
-    assert thumbnail(pairs[ZEROS].image) is None
+    assert thumbnail(pairs[OTHER].image) is None
 
 
 def test_a_folder_of_tables_has_the_classes_and_splits_that_it_says(tmp_path: Path):
@@ -292,13 +293,29 @@ def test_a_huge_image_is_refused_and_a_damaged_table_is_told(tmp_path: Path, mon
     assert "cannot be read as Parquet" in failure(path)
 
 
+def test_a_damaged_row_group_costs_no_image_of_another(tmp_path: Path):
+    path, cells = tmp_path / "t.parquet", [os.urandom(50) for _ in range(12)]
+    pq.write_table(table(cells), path, row_group_size=4)
+    chunk = pq.ParquetFile(path).metadata.row_group(1).column(0)
+    content = bytearray(path.read_bytes())
+    content[chunk.data_page_offset : chunk.data_page_offset + 40] = bytes(40)
+    path.write_bytes(content)
+    read: list[bytes | None] = []
+    for row in (*range(12), 3, 9):
+        try:
+            read.append(TableCell(path, row, "image").read(50))
+        except OSError:
+            read.append(None)
+    assert read == [*cells[:4], *[None] * 4, *cells[8:], cells[3], cells[9]]
+
+
 # Tars
 
 
 NAME = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"], exclude_characters="/\\."), min_size=1)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     keys=st.lists(NAME, min_size=1, max_size=6, unique=True),
     sizes=st.lists(st.integers(0, 3000), min_size=6, max_size=6),
@@ -344,6 +361,12 @@ def test_a_tar_s_json_tells_what_other_members_do_not(tmp_path: Path, caplog: py
     assert "1 links, devices and sparse files are passed over" in caplog.text
 
 
+def test_what_a_tar_holds_beside_its_images_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tars, "MAX_HELD_BYTES", 7)
+    assert len(ff.load_pairs(tar(tmp_path / "x.tar", [("a.jpg", b"1" * 9), ("a.txt", b"2345678")]))) == 1
+    assert "more than 7 bytes beside its images" in failure(tar(tmp_path / "x.tar", [("a.txt", b"23456789")]))
+
+
 def test_what_is_no_ordinary_tar_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     packed = tmp_path / "x.tar.gz"
     packed.write_bytes(b"")
@@ -358,7 +381,21 @@ def test_what_is_no_ordinary_tar_is_told(tmp_path: Path, caplog: pytest.LogCaptu
     (tmp_path / "x.tar").write_bytes(whole + header.tobuf() + bytes(3 * tars.MAX_HEADER_BYTES))
     assert ff.load_pairs(tmp_path / "x.tar").ids == ["a"]
     assert "damaged or cut short" in caplog.text
+    for kind, name in ((tarfile.REGTYPE, "b.bin"), (tarfile.REGTYPE, "b.txt"), (tarfile.GNUTYPE_LONGNAME, "long")):
+        caplog.clear()
+        header = tarfile.TarInfo(name)  # that leads back to itself
+        header.type, header.size = kind, -512
+        (tmp_path / "x.tar").write_bytes(whole + header.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+        assert [pair.text for pair in ff.load_pairs(tmp_path / "x.tar")] == [""]
+        assert "damaged or cut short" in caplog.text
+
+
+def test_files_that_braces_name_have_to_be_there(tmp_path: Path):
+    in_tars(tmp_path)
+    assert len(ff.load_pairs(tmp_path / "x-{000..001}.tar")) == ROWS
+    assert "x-002.tar: no such file" in failure(tmp_path / "x-{000..002}.tar")
     assert "stands for more than" in failure(tmp_path / "x-{0..9999999}.tar")
+    assert "stands for more than" in failure(tmp_path / "x-{0..99999}" / "{0..99999}.tar")
 
 
 # Object stores
@@ -391,6 +428,22 @@ def test_a_manifest_here_reaches_out_only_if_it_may(tmp_path: Path, store: Any):
     ):
         assert told in failure(posts(path, address), remote=True)
     assert ff.load_pairs(posts(path, (tmp_path / "1.png").as_uri()))[0].image == tmp_path / "1.png"
+
+
+def test_a_manifest_in_a_store_is_copied_part_by_part(store: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(remote, "_COPIED_AT_ONCE", 7)
+    store.pipe_file("/all/m.csv", b"id,text,image\n1,a,1.png\n2,b,2.png\n")
+    assert [pair.text for pair in ff.load_pairs("memory://all/m.csv")] == ["a", "b"]
+    reach = type(store).cat_file
+
+    def cat_file(self: Any, path: str, **given: Any) -> bytes:
+        self.pipe_file("/all/m.csv", b"id,text,image\n1,a,1.png\n3,c,3.png\n")
+        return reach(self, path, **given)
+
+    monkeypatch.setattr(type(store), "cat_file", cat_file)
+    assert "memory://all/m.csv: was changed while it was read" in failure("memory://all/m.csv")
+    monkeypatch.setattr(remote, "MAX_TABLE_BYTES", 5)
+    assert "more than 5, which no file of this kind has" in failure("memory://all/m.csv")
 
 
 def test_a_manifest_in_a_store_names_what_is_beside_it(store: Any):
@@ -471,7 +524,7 @@ def test_a_network_that_is_down_marks_no_image(tmp_path: Path, store: Any, monke
         "refused": 0,
         "crashed": 0,
     }
-    assert reasons(cache) == ["unreadable,no route to the store"]
+    assert reasons(cache) == ["unreadable: no route to the store"]
     down.clear()
     assert extract(pairs, cache).counts()["ok"] == 24
     down[:] = names
@@ -517,13 +570,13 @@ def test_raw_images_are_read_where_they_are(tmp_path: Path, backbone: Backbone, 
         np.testing.assert_allclose(raw[np.arange(ROWS)], as_files[:, 17:], atol=1e-4)
 
 
-def test_shards_agree_wherever_the_data_is_mounted(tmp_path: Path):
+@pytest.mark.parametrize("put", [in_parquet, in_plain_cells, in_arrow, in_tars])
+def test_shards_agree_wherever_the_data_is_mounted(tmp_path: Path, backbone: Backbone, put: Any):
     plans = []
     for place in ("here", "there"):
         (tmp_path / place).mkdir()
-        in_parquet(tmp_path / place)
-        extract(ff.load_pairs(tmp_path / place), tmp_path / f"{place}.cache", shards=5)
-        plans.append(read_plan(tmp_path / f"{place}.cache").pairs_sha256)
+        pairs, cache = ff.load_pairs(put(tmp_path / place)), tmp_path / f"{place}.cache"
+        plans.append(agree_on_plan(pairs, cache, ff.ExtractConfig(), backbone.feature_shape, backbone.fingerprint, {}))
     assert plans[0] == plans[1]
 
 
@@ -545,6 +598,9 @@ def test_columns_may_be_called_otherwise(tmp_path: Path, name: str, content: byt
     assert "no column words" in failure(tmp_path / name, columns={"text": "words"})
     with pytest.raises(UsageError, match="`columns` say what a table calls"):
         ff.load_pairs(tmp_path / name, columns={"caption": "text"})
+    for wrong in (["text"], {"text": 3}):
+        with pytest.raises(UsageError, match="`columns` are names by ours"):
+            ff.load_pairs(tmp_path / name, columns=wrong)
 
 
 def test_the_command_line_takes_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -577,7 +633,26 @@ def test_links_out_of_a_folder_of_tables_are_not_followed(tmp_path: Path):
     in_plain_cells(tmp_path)
     (tmp_path / "data" / "t.parquet").symlink_to(tmp_path / "plain.parquet")
     assert len(ff.load_pairs(tmp_path / "data")) == ROWS
-    assert "links are not followed" in failure(tmp_path / "data", follow_links=False)
+    for path in (tmp_path / "data", tmp_path / "data" / "*.parquet"):
+        assert "links are not followed" in failure(path, follow_links=False)
+
+
+def test_pictures_in_data_are_no_folder_of_tables(tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "1.png").write_bytes(png(1))
+    in_plain_cells(tmp_path)
+    assert ff.load_pairs(tmp_path).layout == "unlabelled"
+
+
+def test_features_are_not_taken_by_the_number_of_a_row(tmp_path: Path):
+    """Those of clip-retrieval are found by the names of image files, which cells have none of."""
+    for name in ("img_emb", "metadata"):
+        (tmp_path / "clip" / name).mkdir(parents=True)
+    np.save(tmp_path / "clip" / "img_emb" / "img_emb_0.npy", np.zeros((1, 4), np.float32))
+    pq.write_table(pa.table({"image_path": ["/there/0.jpg"]}), tmp_path / "clip" / "metadata" / "metadata_0.parquet")
+    pairs = ff.load_pairs(in_plain_cells(tmp_path))
+    with pytest.raises(UserError, match="has a row for none of the 12 pairs"):
+        ff.extract(pairs, tmp_path / "f.h5", from_arrays=tmp_path / "clip")
 
 
 FILES = st.sampled_from([Path("/data/a.tar"), Path("a b#1/2.parquet"), "s3://bucket/a#b.tar", "hf://datasets/a/b.tar"])

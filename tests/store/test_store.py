@@ -62,6 +62,7 @@ def test_ids_that_are_not_there_get_no_row(ids: set[str], others: list[str]) -> 
         asked = [*others, *ids, *(name + "\0" for name in ids), "", "\udc80"]
         expected = [sorted(ids).index(name) if name in ids else -1 for name in asked]
         assert FeatureStore(path).rows(asked).tolist() == expected
+        assert FeatureStore(path).rows([name + "\0" for name in sorted(ids)]).tolist() == [-1] * len(ids)
 
 
 @few_examples
@@ -79,6 +80,8 @@ def test_ids_in_an_array_are_the_ids_in_a_list(ids: set[str], wider: int) -> Non
             writer.grow(array)
             assert writer.store.names() == names
             assert writer.store.ids.dtype == encoded.dtype
+            for kind in (str, object):  # as NumPy and pandas have strings
+                assert writer.store.rows(np.array(names, kind)).tolist() == [*range(len(names))]
 
 
 @pytest.mark.parametrize("ids", [[b""], [b"b", b"a"], [b"a", b"a"], [b"a\0b"], [b"\xed\xb2\x80"], [b"x" * 1025]])

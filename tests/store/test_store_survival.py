@@ -103,7 +103,7 @@ def test_a_power_cut_leaves_no_wrong_row(path: Path, monkeypatch: pytest.MonkeyP
             writer.write(rows, np.full((2, 100), version), [bytes([version]) * 16] * 2, np.full((2, 2), version))
             writer.commit()
     chance = random.Random(0)
-    for _ in range(150):
+    for _ in range(100):
         cut = chance.randrange(len(log))
         synced = max((i for i in range(cut) if log[i] is None), default=0)
         survivors = bytearray(image)
