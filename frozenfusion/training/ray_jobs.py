@@ -42,13 +42,14 @@ def train_on_ray(
 
     When the iterator is closed all tasks end, and finished epochs are kept. Raises UserError where there is no cluster.
     """
-    inputs.prepare()  # texts are encoded once, before all would
     setup = Setup.of(inputs, jobs.values())
     fine_tuned = any("text" in head_class(job.head).uses and not job.config.freeze_text for job in jobs.values())
     with connected(cluster.address) as ray:
         room = room_for(ray, cluster.gpus_per_worker, setup.threads if fine_tuned else 1)
+        inputs.prepare()  # texts are encoded once, before all would
         task = ray.remote(num_cpus=room.cpus, num_gpus=room.gpus, max_retries=RETRIES)(train_there)
-        shared, token, where = ray.put(pickle.dumps(setup)), secrets.token_hex(8), (os.getcwd(), inputs.store.path)
+        shared, token = ray.put(pickle.dumps(setup)), secrets.token_hex(8)
+        where = os.getcwd(), inputs.pairs.path, inputs.store.path
         keys = {task.remote(shared, token, where, job): key for key, job in jobs.items()}
         try:
             with _Board(inputs, jobs) as board:
@@ -77,14 +78,15 @@ def _outcome(ray: Any, call: Any, job: Job) -> Outcome:
     return outcome
 
 
-def train_there(setup: bytes, token: str, where: tuple[str, Path], job: Job) -> tuple[Outcome, Told]:
+def train_there(setup: bytes, token: str, where: tuple[str, Path, Path], job: Job) -> tuple[Outcome, Told]:
     """Train a run in a process of the cluster; and the warnings that it gave rise to.
 
-    setup: a `Setup`, pickled, since unpickled it opens its feature file. where: the driver's folder, and that file.
+    setup: a `Setup`, pickled, since unpickled it opens its feature file. where: the driver's folder, the data,
+    and that file.
     """
     with keeping_warnings() as told:
         try:
-            go_to(*where)
+            go_to(*where, job.folder.path)
             if token not in _inputs:
                 _inputs.clear()
                 _inputs[token] = pickle.loads(setup).prepared()
