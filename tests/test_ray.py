@@ -27,6 +27,7 @@ from frozenfusion.extraction.merging import merge_shards
 from frozenfusion.fusion.base import HEADS
 from frozenfusion.store.plan import shard_path
 from frozenfusion.store.reader import FeatureStore
+from frozenfusion.utils import ray_cluster
 from frozenfusion.utils.plugins import import_plugin
 from frozenfusion.vision.registry import BACKBONES
 
@@ -183,13 +184,20 @@ def test_tuning_on_the_cluster_equals_one_run_at_a_time_though_a_process_dies(
     assert again == there  # nothing is left to do, for which no cluster is asked
 
 
+def test_a_node_without_the_package_is_told(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = tiny.make_training(tmp_path, fusion=("image", "text"))
+    monkeypatch.setattr(ray_cluster, "_environment", dict)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ff.UserError, match=r"could not begin \(.*see whether all nodes have the package"):
+        ff.sweep(ff.load_pairs(options.data), options.cache, options.fusion, config=options.config, ray=cluster.address)
+
+
 def test_killed_drivers_lost_nodes_and_images_that_kill_leave_all_other_rows_as_one_machine_makes_them(
     cluster: Cluster, plugin: Path, data: Path, whole: Path, tmp_path: Path
 ) -> None:
     folder, hold, poison = tmp_path / "big", plugin.with_name("hold"), plugin.with_name("poison")
     hold.touch()
     poison.touch()
-    node = cluster.add_node(num_cpus=1)
     command = [sys.executable, "extract_features.py", str(data), "--cache", str(folder), "--shards", str(ROWS)]
     command += ["--ray", cluster.address, "--import", str(plugin)]
     command += [word for name, value in NETWORK.items() for word in (f"--{name.replace('_', '-')}", str(value))]
@@ -198,6 +206,7 @@ def test_killed_drivers_lost_nodes_and_images_that_kill_leave_all_other_rows_as_
     driver.kill()
     driver.communicate()
 
+    node = cluster.add_node(num_cpus=1)
     again = Beside(lambda: run(data, folder, ray=cluster.address))
     second = workers_at(folder, 2, first, again.is_alive)
     cluster.remove_node(node, allow_graceful=False)

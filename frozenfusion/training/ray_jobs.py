@@ -17,6 +17,7 @@ from frozenfusion.training.job_processes import LAST_SECONDS
 from frozenfusion.training.job_worker import Setup
 from frozenfusion.training.jobs import Failure, Job, Outcome, train_job
 from frozenfusion.utils.errors import UserError
+from frozenfusion.utils.messages import one_line
 from frozenfusion.utils.progress import Progress, log
 from frozenfusion.utils.ray_cluster import (
     Cluster,
@@ -73,6 +74,11 @@ def _outcome(ray: Any, call: Any, job: Job) -> Outcome:
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError) as error:
         kind = type(error).__name__
         return Failure(f"{job.folder.path}: the process that trained it died, and those of {RETRIES} retries ({kind})")
+    except (RuntimeError, ImportError, ray.exceptions.RaySystemError) as error:  # what a run raises is its outcome
+        raise UserError(
+            f"a worker of the Ray cluster could not begin ({one_line(error, 300)}): see whether all nodes have the "
+            "package, of the same version (docs/scaling.md)"
+        ) from error
     for level, text in told:
         log.log(level, "%s", text)
     return outcome
