@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import csv
 import subprocess
 import sys
 import threading
@@ -28,6 +27,7 @@ from frozenfusion.extraction.merging import merge_shards
 from frozenfusion.fusion.base import HEADS
 from frozenfusion.store.plan import shard_path
 from frozenfusion.store.reader import FeatureStore
+from frozenfusion.utils import ray_cluster
 from frozenfusion.utils.plugins import import_plugin
 from frozenfusion.vision.registry import BACKBONES
 
@@ -85,7 +85,6 @@ def cluster() -> Iterator[Cluster]:
     quick = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 300, "health_check_failure_threshold": 3}
     head = {"num_cpus": 1, "include_dashboard": False, "_system_config": quick}
     cluster = Cluster(initialize_head=True, head_node_args=head)
-    cluster.add_node(num_cpus=1)
     yield cluster
     cluster.shutdown()
 
@@ -155,7 +154,45 @@ def workers_at(folder: Path, count: int, but: set[int], still_going: Callable[[]
     return found
 
 
-def test_killed_drivers_workers_and_images_that_kill_leave_all_other_rows_as_one_machine_makes_them(
+def test_tuning_on_the_cluster_equals_one_run_at_a_time_though_a_process_dies(
+    cluster: Cluster, plugin: Path, tmp_path: Path, no_plots: None
+) -> None:
+    plugin.with_name("doom").write_text(str(tmp_path / "there" / "trials" / "mortal-000"))
+    options = tiny.make_training(tmp_path, epochs=2, freeze_text=True)
+    given = ff.load_pairs(options.data), options.cache, ["image", "mortal"]
+
+    def tune(name: str, **where: Any) -> list[ff.TrainedRun]:
+        grid = {"lr": [1e-3, 1e38]}
+        return ff.tune(*given, grid=grid, config=options.config, folder=tmp_path / name, **where)
+
+    def tried(name: str) -> list[dict[str, str]]:
+        with (tmp_path / name / "tuning.csv").open(newline="") as file:
+            return [{**line, "seconds": ""} for line in csv.DictReader(file)]
+
+    with pytest.raises(ff.UsageError, match=r"no node of the cluster has more than 0"):
+        tune("there", ray=cluster.address, ray_gpus_per_worker=2)
+    assert not (tmp_path / "there").exists()
+    there = tune("there", ray=cluster.address)
+    assert not plugin.with_name("doom").exists()
+    for run, alone in zip(there, tune("alone", jobs=1), strict=True):
+        assert (run.fusion, run.val_loss) == (alone.fusion, alone.val_loss)
+        for name in ("model", "last"):
+            tiny.assert_same_tensors(run.folder / f"{name}.safetensors", alone.folder / f"{name}.safetensors")
+    assert tried("there") == tried("alone")
+    assert [line["val_loss"] == "" for line in tried("there")] == [False, True, False, True]
+    again = ff.sweep(*given, config=options.config, folder=tmp_path / "there", ray="nowhere:1")
+    assert again == there  # nothing is left to do, for which no cluster is asked
+
+
+def test_a_node_without_the_package_is_told(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = tiny.make_training(tmp_path, fusion=("image", "text"))
+    monkeypatch.setattr(ray_cluster, "_environment", dict)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ff.UserError, match=r"could not begin \(.*see whether all nodes have the package"):
+        ff.sweep(ff.load_pairs(options.data), options.cache, options.fusion, config=options.config, ray=cluster.address)
+
+
+def test_killed_drivers_lost_nodes_and_images_that_kill_leave_all_other_rows_as_one_machine_makes_them(
     cluster: Cluster, plugin: Path, data: Path, whole: Path, tmp_path: Path
 ) -> None:
     folder, hold, poison = tmp_path / "big", plugin.with_name("hold"), plugin.with_name("poison")
@@ -169,9 +206,12 @@ def test_killed_drivers_workers_and_images_that_kill_leave_all_other_rows_as_one
     driver.kill()
     driver.communicate()
 
+    node = cluster.add_node(num_cpus=1)
     again = Beside(lambda: run(data, folder, ray=cluster.address))
-    second = workers_at(folder, 1, first, again.is_alive)
-    os.kill(min(second), signal.SIGKILL)
+    second = workers_at(folder, 2, first, again.is_alive)
+    cluster.remove_node(node, allow_graceful=False)
+    cluster.add_node(num_cpus=1)
+    workers_at(folder, 1, first | second, again.is_alive)  # that of the new node goes on
     hold.unlink()
     summary = again.result()
     assert (summary.counts["ok"], summary.counts["unreadable"], summary.counts["crashed"]) == (IMAGES - 2, 1, 1)
@@ -193,43 +233,6 @@ def test_killed_drivers_workers_and_images_that_kill_leave_all_other_rows_as_one
     assert (tmp_path / "one.h5").read_bytes() == whole.read_bytes()
 
 
-def test_a_node_goes_another_comes_and_its_worker_goes_on(
-    cluster: Cluster, plugin: Path, data: Path, whole: Path, tmp_path: Path
-) -> None:
-    folder, hold = tmp_path / "big", plugin.with_name("hold")
-    hold.touch()
-    going = Beside(lambda: run(data, folder, shards=ROWS, ray=cluster.address))
-    before = workers_at(folder, 2, set(), going.is_alive)
-    (node,) = cluster.worker_nodes
-    cluster.remove_node(node, allow_graceful=False)
-    cluster.add_node(num_cpus=1)
-    workers_at(folder, 1, before, going.is_alive)
-    hold.unlink()
-    assert going.result().counts["ok"] == IMAGES - 1
-    merge_shards(folder, tmp_path / "one.h5")
-    assert (tmp_path / "one.h5").read_bytes() == whole.read_bytes()
-
-
-def test_a_sweep_on_the_cluster_equals_one_run_at_a_time_though_a_process_dies(
-    cluster: Cluster, plugin: Path, tmp_path: Path, no_plots: None
-) -> None:
-    plugin.with_name("doom").write_text(str(tmp_path / "there" / "mortal"))
-    options = tiny.make_training(tmp_path, epochs=2, freeze_text=True)
-    pairs, heads = ff.load_pairs(options.data), ["image", "mortal"]
-
-    def sweep(name: str, **where: Any) -> list[ff.TrainedRun]:
-        return ff.sweep(pairs, options.cache, heads, config=options.config, folder=tmp_path / name, **where)
-
-    there = sweep("there", ray=cluster.address)
-    assert not plugin.with_name("doom").exists()
-    for run, alone in zip(there, sweep("alone", jobs=1), strict=True):
-        assert (run.fusion, run.val_loss) == (alone.fusion, alone.val_loss)
-        for name in ("model", "last"):
-            tiny.assert_same_tensors(run.folder / f"{name}.safetensors", alone.folder / f"{name}.safetensors")
-    assert len((tmp_path / "there" / "sweep.csv").read_text().splitlines()) == 3
-    assert sweep("there", ray="nowhere:1") == there  # nothing is left to do, for which no cluster is asked
-
-
 def test_what_cannot_be_asked_for_is_told(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,6 +248,7 @@ def test_what_cannot_be_asked_for_is_told(
     assert "a part of one or a whole number" in told(extract, *sharded, "--ray", "local", "--ray-gpus-per-worker", 1.5)
     assert "give one of them" in told(train, "--fusion", "all", "--jobs", 2, "--ray", "local")
     assert "several heads or seeds" in told(train, "--fusion", "concat", "--ray", "local")
+    assert "leave out --ray" in told(train, "--joint", "self", "--seeds", 1, 2, "--ray", "local")
     monkeypatch.setitem(sys.modules, "ray", None)
     assert "pip install frozenfusion[ray]" in told(extract, *sharded, "--ray", "local")
     monkeypatch.undo()

@@ -137,9 +137,11 @@ class TrainOptions(DataOptions, TrainConfig, JointConfig):
             check_fraction(fraction)
         if len(set(self.label_fraction)) != len(self.label_fraction):
             raise UsageError("`label_fraction` names a fraction twice")
+        name = "joint" if self.joint else "label_fraction"
         if self.is_joint and (len(self.fusion) > 1 or ALL in self.fusion):
-            name = "joint" if self.joint else "label_fraction"
             raise UsageError(f"`{name}` trains one fusion head, and several are named: choose one with `fusion`")
+        if self.is_joint and self.ray is not None:
+            raise UsageError(f"`{name}` trains one run after another on this machine: leave out `ray`")
         if self.is_joint and (self.tune or self.grid):
             raise UsageError(
                 "`tune` and `grid` choose the options of trainings on labels alone: leave out the joint ones"
@@ -184,7 +186,7 @@ def _trained(options: TrainOptions) -> str:
     tuned = bool(options.tune or options.grid)
     single = len(options.fusion) == 1 and options.fusion != (ALL,) and len(options.seeds) < 2 and not tuned
     single &= len(options.label_fraction) < 2
-    if options.ray is not None and (single or options.is_joint):
+    if options.ray is not None and single:
         raise UsageError("`ray` trains the runs of several heads or seeds, or a `tune`: name them, or leave it out")
     if single:
         by_first(RunFolder(options.run or default_folder(options.fusion[0])).check_free)

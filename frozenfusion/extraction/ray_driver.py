@@ -89,7 +89,7 @@ def compute_on_ray(pairs: Pairs, folder: Path, config: ExtractConfig, open_work:
     with connected(config.ray or "") as ray:
         room = room_for(ray, config.ray_gpus_per_worker, torch.get_num_threads())
         rows = config.shards or read_plan(folder).bounds[1]
-        count = min(config.ray_workers or room.workers, math.ceil(len(pairs) / rows))
+        count = min(config.ray_workers or room.workers, max(1, math.ceil(len(pairs) / rows)))
         kind = ray.remote(num_cpus=room.cpus, num_gpus=room.gpus, max_restarts=-1, concurrency_groups={_COUNT: 1})
         setup, shared = Setup(open_work, folder, config, plugin, os.getcwd()), ray.put(pairs)
         members = [_Member(kind(ShardActor).remote()) for _ in range(count)]

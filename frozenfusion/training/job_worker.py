@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import pickle
+import platform
 import queue
 import signal
 import sys
@@ -33,6 +34,7 @@ from frozenfusion.training.config import TrainConfig
 from frozenfusion.training.inputs import TrainingInputs
 from frozenfusion.training.jobs import Failure, Job, Outcome, train_job
 from frozenfusion.training.trackers import tracker_class
+from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.interrupts import Terminated, interruptible
 from frozenfusion.utils.memory import keep_freed_memory
 from frozenfusion.utils.plugins import import_again
@@ -52,6 +54,7 @@ class Setup:
     config: TrainConfig
     heads: list[str]
     split: Split
+    digest: str  # of what the pairs give to training
     plugins: list[tuple[str, str | None]]  # modules that the heads are from, each with its file
     threads: int
     log_level: int
@@ -68,19 +71,28 @@ class Setup:
             inputs.config,
             heads,
             inputs.split,
+            inputs.digest,
             plugins=[(source["module"], source.get("file")) for source in sources if source],
             threads=torch.get_num_threads(),
             log_level=log.getEffectiveLevel(),
         )
 
     def prepared(self) -> TrainingInputs:
-        """The inputs of all jobs, made in a process that is set up as their maker's was."""
+        """The inputs of all jobs, made in a process that is set up as their maker's was.
+
+        Raises UserError where the files are others here than they were there: texts may be read only now.
+        """
         torch.set_num_threads(self.threads)
         keep_freed_memory()
         for module, file in self.plugins:
             import_again(module, file)
         log.setLevel(logging.ERROR)  # what else there is to say of the inputs the parent has said
         inputs = TrainingInputs(self.pairs, self.store, self.config, self.heads, self.split)
+        if inputs.digest != self.digest:
+            raise UserError(
+                f"{self.pairs.path}: texts or features are not on {platform.node()} what they are where the command "
+                "runs: let all machines have the same files, and leave them as they are meanwhile"
+            )
         inputs.prepare()
         log.setLevel(self.log_level)
         return inputs

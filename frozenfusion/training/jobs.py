@@ -41,22 +41,27 @@ class Failure:
         reason: in one line.
         kind: the error's name, where it is nobody's mistake at the keyboard.
         trace: where it came from.
+        diverged: whether its loss was not finite.
     """
 
     reason: str
     kind: str = ""
     trace: str = ""
+    diverged: bool = False
 
     @classmethod
     def of(cls, error: Exception) -> Failure:
         """What an error that was just caught says."""
-        return cls(
-            one_line(error, 1000), "" if isinstance(error, UserError) else type(error).__name__, traceback.format_exc()
-        )
+        kind = "" if isinstance(error, UserError) else type(error).__name__
+        return cls(one_line(error, 1000), kind, traceback.format_exc(), isinstance(error, Diverged))
+
+    def of_job(self, job: Job) -> str:
+        """It in one line that names the run."""
+        return f"{job.folder.path}: {self.kind}: {self.reason}" if self.kind else self.reason
 
     def tell(self, job: Job) -> None:
         """Log it, with where it came from if that is nobody's mistake."""
-        log.error("%s", f"{job.folder.path}: {self.kind}: {self.reason}" if self.kind else self.reason)
+        log.error("%s", self.of_job(job))
         if self.trace:
             log.log(logging.ERROR if self.kind else logging.DEBUG, "%s", self.trace)
 

@@ -17,6 +17,7 @@ from frozenfusion.training.job_processes import LAST_SECONDS
 from frozenfusion.training.job_worker import Setup
 from frozenfusion.training.jobs import Failure, Job, Outcome, train_job
 from frozenfusion.utils.errors import UserError
+from frozenfusion.utils.messages import one_line
 from frozenfusion.utils.progress import Progress, log
 from frozenfusion.utils.ray_cluster import (
     Cluster,
@@ -42,13 +43,14 @@ def train_on_ray(
 
     When the iterator is closed all tasks end, and finished epochs are kept. Raises UserError where there is no cluster.
     """
-    inputs.prepare()  # texts are encoded once, before all would
     setup = Setup.of(inputs, jobs.values())
     fine_tuned = any("text" in head_class(job.head).uses and not job.config.freeze_text for job in jobs.values())
     with connected(cluster.address) as ray:
         room = room_for(ray, cluster.gpus_per_worker, setup.threads if fine_tuned else 1)
+        inputs.prepare()  # texts are encoded once, before all would
         task = ray.remote(num_cpus=room.cpus, num_gpus=room.gpus, max_retries=RETRIES)(train_there)
-        shared, token, where = ray.put(pickle.dumps(setup)), secrets.token_hex(8), (os.getcwd(), inputs.store.path)
+        shared, token = ray.put(pickle.dumps(setup)), secrets.token_hex(8)
+        where = os.getcwd(), inputs.pairs.path, inputs.store.path
         keys = {task.remote(shared, token, where, job): key for key, job in jobs.items()}
         try:
             with _Board(inputs, jobs) as board:
@@ -72,19 +74,25 @@ def _outcome(ray: Any, call: Any, job: Job) -> Outcome:
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError) as error:
         kind = type(error).__name__
         return Failure(f"{job.folder.path}: the process that trained it died, and those of {RETRIES} retries ({kind})")
+    except (RuntimeError, ImportError, ray.exceptions.RaySystemError) as error:  # what a run raises is its outcome
+        raise UserError(
+            f"a worker of the Ray cluster could not begin ({one_line(error, 300)}): see whether all nodes have the "
+            "package, of the same version (docs/scaling.md)"
+        ) from error
     for level, text in told:
         log.log(level, "%s", text)
     return outcome
 
 
-def train_there(setup: bytes, token: str, where: tuple[str, Path], job: Job) -> tuple[Outcome, Told]:
+def train_there(setup: bytes, token: str, where: tuple[str, Path, Path], job: Job) -> tuple[Outcome, Told]:
     """Train a run in a process of the cluster; and the warnings that it gave rise to.
 
-    setup: a `Setup`, pickled, since unpickled it opens its feature file. where: the driver's folder, and that file.
+    setup: a `Setup`, pickled, since unpickled it opens its feature file. where: the driver's folder, the data,
+    and that file.
     """
     with keeping_warnings() as told:
         try:
-            go_to(*where)
+            go_to(*where, job.folder.path)
             if token not in _inputs:
                 _inputs.clear()
                 _inputs[token] = pickle.loads(setup).prepared()

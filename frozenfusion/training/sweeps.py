@@ -40,6 +40,14 @@ WORTH_STEPS = 10_000  # training steps in all; fewer are done before the process
 COLUMNS = [field.name for field in dataclasses.fields(TrainedRun) if field.name != "folder"] + ["folder"]
 
 
+class RunsFailed(UserError):
+    """Some runs came to nothing; all others were trained."""
+
+    def __init__(self, message: str, failures: Sequence[tuple[Job, Failure]]) -> None:
+        super().__init__(message)
+        self.failures = failures
+
+
 def sweep(
     pairs: Pairs,
     features: FeatureStore | str | os.PathLike[str],
@@ -81,7 +89,10 @@ def sweep(
 def asked(
     heads: Sequence[str], seeds: Sequence[int], where: int | Literal["auto"] | Cluster
 ) -> tuple[Sequence[str], Sequence[int]]:
-    """Heads, of which one may come by its name alone, and seeds as plain numbers. Raises UsageError."""
+    """Heads, of which one may come by its name alone, and seeds as plain numbers.
+
+    Raises UsageError: seeds that are none; several processes that train each run together cannot train it elsewhere.
+    """
     plain = [seed.item() if hasattr(seed, "item") else seed for seed in seeds]
     check_seeds(plain)
     if where not in (AUTO, 1) and distributed.world() > 1:
@@ -98,16 +109,19 @@ def train_jobs(
     resume: str = "auto",
     at_once: int | Literal["auto"] | Cluster = "auto",
 ) -> list[TrainedRun]:
-    """Train the jobs, `at_once` at a time or on a cluster, and keep `folder`/sweep.csv, in their order, up to date."""
+    """Train the jobs, `at_once` at a time or on a cluster, and keep `folder`/sweep.csv, in their order, up to date.
+
+    Raises RunsFailed, once the others are trained.
+    """
     distributed.by_first(lambda: check_resume(folder, jobs, resume))
     runs: dict[int, TrainedRun] = {}
-    failures: dict[int, str] = {}
+    failures: dict[int, Failure] = {}
 
     def ended(number: int, outcome: Outcome) -> None:
         job = jobs[number]
         if outcome is not None:
             outcome.tell(job)
-            failures[number] = f"{job.folder.path} ({outcome.reason})"
+            failures[number] = outcome
             return
         runs[number] = distributed.by_first(lambda: read_run(job.folder))
         log.info("%d/%d  %s", len(runs) + len(failures), len(jobs), _line(runs[number]))
@@ -127,9 +141,12 @@ def train_jobs(
     if runs and distributed.rank() == 0:
         keep_current(folder / "sweep.csv", _as_csv(runs))
     if failures:
-        raise UserError(
-            f"{len(failures)} of {len(jobs)} runs failed, the first {failures[min(failures)]}; the others are in "
-            f"{folder / 'sweep.csv'}: the same command tries again what failed"
+        failed = [(jobs[number], failure) for number, failure in sorted(failures.items())]
+        job, first = failed[0]
+        raise RunsFailed(
+            f"{len(failed)} of {len(jobs)} runs failed, the first {job.folder.path} ({first.reason}); the others are "
+            f"in {folder / 'sweep.csv'}: the same command tries again what failed",
+            failed,
         )
     return [runs[number] for number in sorted(runs)]
 

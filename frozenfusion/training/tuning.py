@@ -29,10 +29,9 @@ from frozenfusion.training.config import ALL, TrainConfig, where_to_train
 from frozenfusion.training.grid import changed, check_grid, check_trials
 from frozenfusion.training.inputs import TrainingInputs
 from frozenfusion.training.jobs import Job, built_head
-from frozenfusion.training.run import TrainedRun, train_run
+from frozenfusion.training.run import TrainedRun
 from frozenfusion.training.space import drawn, given, grid_points, search_space
-from frozenfusion.training.sweeps import DEFAULT_FOLDER, asked, check_resume, jobs_of, train_jobs
-from frozenfusion.training.trainer import Diverged
+from frozenfusion.training.sweeps import DEFAULT_FOLDER, RunsFailed, asked, check_resume, jobs_of, train_jobs
 from frozenfusion.utils import distributed
 from frozenfusion.utils.checks import config_of
 from frozenfusion.utils.errors import UsageError, UserError
@@ -153,10 +152,10 @@ def _train_trials(
     """Train what is not there yet. A loss that is not finite is what came out of a trial; other failures are told."""
     try:
         train_jobs(inputs, jobs, folder, at_once=at_once)
-    except UserError:
-        for job in jobs:  # once more what failed, which says why
-            with contextlib.suppress(Diverged):
-                train_run(inputs, job.head, job.config, job.folder, talk=False)
+    except RunsFailed as error:
+        for job, failure in error.failures:
+            if not failure.diverged:
+                raise UserError(failure.of_job(job)) from error
     for job in jobs if distributed.rank() == 0 else ():
         for part in (job.folder.tokenizer, job.folder.text_encoder):
             if part.exists():

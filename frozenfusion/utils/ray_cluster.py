@@ -22,6 +22,7 @@ from frozenfusion.utils.errors import UsageError, UserError
 from frozenfusion.utils.interrupts import held_back
 from frozenfusion.utils.messages import first_line
 from frozenfusion.utils.progress import log
+from frozenfusion.utils.remote import address_of
 
 Told = list[tuple[int, str]]  # levels, and what was said
 
@@ -174,7 +175,7 @@ def go_to(folder: str, *paths: Path) -> None:
     try:
         os.chdir(folder)
     except OSError as error:
-        relative = [path for path in paths if not path.is_absolute()]
+        relative = [path for path in paths if not path.is_absolute() and address_of(path) is None]
         if relative:
             raise UserError(
                 f"{folder}: not on {platform.node()}, where a worker is: give {relative[0]} as an absolute path, of a "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from conftest import ROOT, run_python
 from frozenfusion.cli import parsing as cli
 from frozenfusion.cli.evaluate import EvaluateOptions
 from frozenfusion.cli.extract import ExtractOptions
+from frozenfusion.cli.main import main
 from frozenfusion.cli.sample import SampleOptions
 from frozenfusion.cli.train import TrainOptions
 from frozenfusion.cli.wording import worded
@@ -161,21 +161,16 @@ def test_an_interruption_is_status_130(capsys):
     assert "kept" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_help_and_wrong_usage_do_not_import_torch(script):
-    code = (
+def test_help_and_wrong_usage_do_not_import_torch():
+    run_python(
         "import runpy, sys\n"
-        "sys.argv = sys.argv[1:]\n"
-        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
-        "except SystemExit as stop: print('status', stop.code)\n"
-        "assert not {'torch', 'transformers', 'h5py'} & set(sys.modules)\n"
+        f"for script in {SCRIPTS}:\n"
+        "    for words, status in ((['--help'], 0), (['data', '--nonsense'], 2)):\n"
+        "        sys.argv = [script, *words]\n"
+        "        try: runpy.run_path(script, run_name='__main__')\n"
+        "        except SystemExit as stop: assert stop.code == status, sys.argv\n"
+        "        assert not {'torch', 'transformers', 'h5py'} & set(sys.modules), sys.argv\n"
     )
-    for arguments, status in ((["--help"], "0"), (["data", "--nonsense"], "2")):
-        done = subprocess.run(
-            [sys.executable, "-c", code, script, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        assert f"status {status}" in done.stdout
 
 
 def test_the_library_imports_without_torch():
@@ -190,25 +185,20 @@ def test_every_option_is_in_one_group_of_the_help(kind):
     assert set(listed) == fields - {"head_options"}  # what head_option says
 
 
-def test_help_shows_the_groups():
-    done = subprocess.run([sys.executable, "train_head.py", "--help"], cwd=ROOT, capture_output=True, text=True)
-    for group in TrainOptions.groups:
-        assert f"─ {group} options ─" in done.stdout
-
-
-def test_one_command_has_all_of_them(tmp_path):
-    def run(*words):
-        return subprocess.run(
-            [sys.executable, "-m", "frozenfusion", *words], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-
-    assert "evaluate" in run().stdout
-    assert run("--version").stdout.startswith("frozenfusion 0.2")
-    assert run("extarct").returncode == 2
-    assert run("sample", str(tmp_path / "sample"), "--pairs", "40").returncode == 0
-    told = run("extract", str(tmp_path / "sample"), "--cache", "x.h5", "--image-size", "8").stderr
-    assert told == "error: --image-size must be at least 32, not 8\n"
-    assert "frozenfusion train" in run("train", "--help").stdout
+def test_one_command_has_all_of_them(tmp_path, capsys):
+    command = [sys.executable, "-m", "frozenfusion"]
+    assert "evaluate" in subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    sample = str(tmp_path / "sample")
+    for words, status, told in (
+        (["--version"], 0, "frozenfusion 0.2"),
+        (["extarct"], 2, "error: extarct: no such command"),
+        (["sample", sample, "--pairs", "40"], 0, sample),
+        (["extract", sample, "--cache", "x.h5", "--image-size", "8"], 2, "error: --image-size must be at least 32"),
+        (["train", "--help"], 0, "frozenfusion train"),
+    ):
+        assert main(words) == status
+        said = capsys.readouterr()
+        assert told in said.out + said.err
 
 
 def test_messages_speak_the_language_of_who_reads_them():
@@ -252,11 +242,16 @@ def test_a_configuration_of_extracting_is_passed_over_where_a_file_is_only_looke
     assert f"{flag} only looks at a feature file: leave out --image-size" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("columns", ["1", "3", "39"])
-def test_help_ends_on_a_narrow_terminal(columns):
-    done = subprocess.run(
-        [sys.executable, "train_head.py", "--help"],
-        cwd=ROOT, env={**os.environ, "COLUMNS": columns}, capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0
-    assert "--epochs" in done.stdout
+def test_help_shows_the_groups_and_ends_on_a_narrow_terminal():
+    code = (
+        "import os\n"
+        "from frozenfusion.cli.train import main\n"
+        "for columns in (1, 3, 39, 80):\n"
+        "    os.environ['COLUMNS'] = str(columns)\n"
+        "    assert main(['--help'], 'train_head.py') == 0\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("--epochs") == 4
+    for group in TrainOptions.groups:
+        assert f"─ {group} options ─" in done.stdout

@@ -17,13 +17,14 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
+import extract_features
 from frozenfusion.store.reader import FeatureStore
 from frozenfusion.store.status import PENDING
 from frozenfusion.utils.errors import UserError
 
 IMAGES = 60
 LONG_AT_WORK = ("--image-size", "320")  # many times as long as it takes until the first rows are ok
-KILLS = 6
+KILLS = 4
 
 
 @pytest.fixture(scope="module")
@@ -150,18 +151,12 @@ def test_without_room_it_fails_in_one_line_and_goes_on_once_there_is_some(data, 
 
 
 @pytest.mark.parametrize("flag", ["--info", "--verify"])
-def test_what_is_no_folder_and_no_manifest_is_looked_at_as_a_feature_file(flag, uninterrupted, tmp_path):
+def test_what_is_no_folder_and_no_manifest_is_looked_at_as_a_feature_file(flag, uninterrupted, tmp_path, capsys):
     named_otherwise = shutil.copy(uninterrupted.path, tmp_path / "features.backup")
-    done = subprocess.run(
-        [sys.executable, "extract_features.py", flag, named_otherwise], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert "features.backup" in done.stdout
-    done = subprocess.run(
-        [sys.executable, "extract_features.py", flag, tmp_path / "nothing.h6"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 1
-    assert "nothing.h6: no such feature file" in done.stderr
+    assert extract_features.main([flag, str(named_otherwise)], "extract_features.py") == 0
+    assert "features.backup" in capsys.readouterr().out
+    assert extract_features.main([flag, str(tmp_path / "nothing.h6")], "extract_features.py") == 1
+    assert "nothing.h6: no such feature file" in capsys.readouterr().err
 
 
 def test_a_reader_that_has_gone_ends_the_program_without_a_traceback(uninterrupted):

@@ -119,15 +119,3 @@ def test_a_configuration_file_of_a_run_is_a_configuration(
     assert run_here(again) == 0
     tiny.assert_same_tensors(first / "model.safetensors", second / "model.safetensors")
     assert str(second) in capsys.readouterr().out
-
-
-def test_help_does_not_import_torch() -> None:
-    code = (
-        "import sys, runpy; sys.argv = ['train_head.py', '--help']\n"
-        f"try: runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
-        "except SystemExit: pass\n"
-        "assert 'torch' not in sys.modules"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=SECONDS, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "--freeze-text" in done.stdout

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,11 +19,16 @@ import torch
 from conftest import ROOT
 
 import frozenfusion as ff
+from frozenfusion.data import listing
 from frozenfusion.fusion.base import HEADS
 from frozenfusion.model.run_folder import RunFolder
 from frozenfusion.training.checkpoint import read_state
+from frozenfusion.training.job_worker import Setup
+from frozenfusion.training.jobs import Job
+from frozenfusion.training.ray_jobs import train_there
 from frozenfusion.training.trackers import TRACKERS
 from frozenfusion.utils.plugins import import_plugin
+from frozenfusion.utils.progress import log
 
 SECONDS = 120
 
@@ -95,6 +103,35 @@ def test_runs_side_by_side_equal_those_one_at_a_time_and_a_crash_loses_one(tmp_p
         HEADS.remove("doomed")
         TRACKERS.remove("lines")
     assert torch.get_num_threads() == threads
+
+
+def test_a_process_that_finds_other_files_than_the_command_has_trains_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("handlers", "propagate"):
+        monkeypatch.setattr(log, name, getattr(log, name))  # which a worker changes
+    monkeypatch.setattr(listing, "MOST_FILES", 0)  # texts are read when they are needed
+    options = tiny.make_training(tmp_path, fusion=("image",))
+    lines = list(csv.DictReader(options.data.read_text().splitlines()))
+    for line in lines:
+        options.data.with_name(f"{line['id']}.txt").write_text(line["text"])
+    listed = ["id,text_path,image,label", *(f"{of['id']},{of['id']}.txt,x.jpg,{of['label']}" for of in lines)]
+    options.data.write_text("\n".join(listed))
+    inputs = options.inputs()
+    job = Job("image", options.config, RunFolder(options.run))
+    setup = pickle.dumps(Setup.of(inputs, [job]))
+
+    def told(where: tuple[str, Path, Path], job: Job) -> str:
+        failure, _ = train_there(setup, "token", where, job)
+        assert failure is not None
+        return failure.reason
+
+    options.data.with_name(f"{inputs.ids[0]}.txt").unlink()
+    assert "let all machines have the same files" in told((os.getcwd(), options.data, options.cache), job)
+    assert not options.run.exists()
+    elsewhere = replace(job, folder=RunFolder(Path("image")))
+    where = str(tmp_path / "nowhere"), Path("s3://bucket/pairs.csv"), options.cache
+    assert "give image as an absolute path" in told(where, elsewhere)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a terminal's Ctrl-C is another there")

@@ -137,10 +137,11 @@ def test_a_run_that_was_not_tuned_is_never_replaced(options: Training) -> None:
 
 
 def test_a_grid_is_every_combination_and_a_loss_that_is_not_finite_is_a_result(
-    options: Training, capsys: pytest.CaptureFixture[str]
+    options: Training, epochs: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = options.flags(grid=("lr=1e-3,1e38", "head.hidden=4,8"))
     assert train_command.main(words, "train_head.py") == 0
+    assert epochs == [*["attention"] * 4, *["text"] * 2, "attention", "text"]  # none of them twice
     lines = table(options)
     told = [line["options"] for line in lines]
     assert told == [*(f"lr={lr} head.hidden={n}" for lr in ("0.001", "1e+38") for n in (4, 8)), "lr=0.001", "lr=1e+38"]
