@@ -94,6 +94,8 @@ class DataOptions(CommonOptions):
         if not all(name for _, _, name in words):
             raise UsageError(f"`columns` are NAME=COLUMN, as in text=caption,image=img, not {shown(self.columns)}")
         named = {role.strip(): name.strip() for role, _, name in words}
+        if len(named) < len(words):
+            raise UsageError(f"`columns` say twice what one of them is called: {shown(self.columns)}")
         return {"follow_links": not self.no_follow_links, "remote": self.remote, "columns": named}
 
 

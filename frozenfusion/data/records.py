@@ -23,7 +23,7 @@ from frozenfusion.utils.files import (
     read_regular_file,
     reading,
 )
-from frozenfusion.utils.messages import shown
+from frozenfusion.utils.messages import first_few, printable, shown
 from frozenfusion.utils.progress import log
 
 SENTIMENTS = ("positive", "neutral", "negative")  # MVSA's labels 0, 1, 2
@@ -87,14 +87,16 @@ def renamed(name: str, columns: Mapping[str, str]) -> str:
 
 def require_columns(names: Iterable[str], source: str, columns: Mapping[str, str]) -> None:
     """Raise UserError unless the columns that every manifest has, and those of `columns`, are among `names`."""
+    names = list(names)
     present = set(names)
     missing = [name for role, name in columns.items() if role not in present]
     missing += [name for name in ("id", "image") if name not in {*present, *columns}]
     if not {"text", "text_path"} & {*present, *columns}:
         missing.append("text or text_path")
     if missing:
+        there = first_few([printable(name) for name in names if name]) or "none"
         told = "a manifest has id, text or text_path, and image; `columns` says which are called otherwise"
-        raise UserError(f"{source}: no column {', '.join(missing)}: {told}")
+        raise UserError(f"{source}: no column {', '.join(missing)}, but {there}: {told}")
 
 
 def checked_id(id: str, source: str) -> str:

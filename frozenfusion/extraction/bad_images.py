@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -67,7 +68,8 @@ def write_list(
         return None
     bad = np.flatnonzero((store.status != OK) & (store.status != PENDING))
     if not len(bad):
-        path.unlink(missing_ok=True)
+        if os.path.lexists(path):  # a disk that may only be read refuses to remove even what is not there
+            path.unlink(missing_ok=True)
         return None
     lines: list[tuple[str, ...]] = [COLUMNS]
     names = store.names(bad)

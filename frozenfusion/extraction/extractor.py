@@ -83,6 +83,9 @@ def update_features(pairs: Pairs, cache: str | os.PathLike[str], config: Extract
     else:
         summary = _update_file(pairs, cache, config, _source(pairs, config))
     _check_strict(summary, config)
+    if len(pairs) and config.from_arrays is None and not (summary.counts["ok"] or summary.counts["pending"]):
+        first = image_address(pairs.columns.image(0))
+        log.warning("not one of %s images can be used: is %s where the first of them is?", f"{len(pairs):,}", first)
     return summary
 
 

@@ -596,6 +596,7 @@ def test_columns_may_be_called_otherwise(tmp_path: Path, name: str, content: byt
     (pair,) = ff.load_pairs(tmp_path / name, columns={"text": "caption", "image": "img"})
     assert (pair.text, pair.image) == ("hello", tmp_path / "1.png")
     assert "no column words" in failure(tmp_path / name, columns={"text": "words"})
+    assert command.main([str(tmp_path / name), "--columns", "text=caption,text=img"]) == 2
     with pytest.raises(UsageError, match="`columns` say what a table calls"):
         ff.load_pairs(tmp_path / name, columns={"caption": "text"})
     for wrong in (["text"], {"text": 3}):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -381,6 +383,23 @@ def test_the_real_pairs_are_all_read(run, mvsa_sample):
     summary = run(data=mvsa_sample, batch_size=8)
     assert summary.counts["ok"] == len(summary.pairs) == 301
     assert summary.pairs.text_counts == {"utf-8": 242, "gb18030": 59}
+
+
+def test_a_disk_that_may_only_be_read_is_asked_to_remove_nothing(run, monkeypatch):
+    def refused(path, **_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    run()
+    monkeypatch.setattr(Path, "unlink", refused)
+    assert run().counts["ok"] == 11
+
+
+def test_where_no_image_can_be_used_that_is_told(run, data, tmp_path, caplog):
+    manifest = tmp_path / "posts.csv"
+    manifest.write_text("id,text,image\n1,a,photos/p00.png\n2,b,photos/p01.png\n")
+    assert run(data=manifest, cache=tmp_path / "none.h5").counts["missing"] == 2
+    assert "not one of 2 images can be used: is " in caplog.text
+    assert "photos/p00.png where the first of them is?" in caplog.text
 
 
 def test_a_list_that_is_not_ours_is_left_as_it_is(run, data, tmp_path, caplog):
