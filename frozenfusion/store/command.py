@@ -71,4 +71,4 @@ def is_default_cache(path: Path, data: str | os.PathLike[str]) -> bool:
 def _name(data: str | os.PathLike[str]) -> str:
     path = Path(os.path.abspath(data))  # which has a name, where "." and ".." have none
     name = (path.name if path.is_dir() else path.stem) or "data"
-    return re.sub(r"[*?{}\[\]]+", "_", name)  # of the pattern that several files have
+    return re.sub(r"[*?]", lambda found: f"%{ord(found[0]):X}", name)  # of patterns, which no file of Windows may have
