@@ -20,7 +20,7 @@ def faults(*options: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_no_fault_of_a_sample_leaves_anything_wrong() -> None:
-    done = faults("--points", "40")
+    done = faults("--points", "24")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "40 faults" in done.stdout
+    assert "24 faults" in done.stdout
     assert "0 failures" in done.stdout
