@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 # Two cores and several torch processes at once: one thread each keeps the suite steady, and results the same.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -26,6 +33,35 @@ LONG_FILES = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {name: place for place, name in enumerate(LONG_FILES)}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
+def write_manifest(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    """A manifest of rows that have the same columns, of the kind that its suffix says."""
+    kind = path.suffix[1:]
+    if kind == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif kind == "parquet":
+        arrow = pytest.importorskip("pyarrow")
+        from pyarrow import parquet
+
+        parquet.write_table(arrow.Table.from_pylist(list(rows)), path)
+    else:
+        lines = io.StringIO(newline="")
+        table = csv.DictWriter(lines, list(rows[0]), delimiter="\t" if kind == "tsv" else ",")
+        table.writeheader()
+        table.writerows(rows)
+        path.write_bytes(lines.getvalue().encode("utf-8", "replace"))
+    return path
+
+
+def write_posts(folder: Path, count: int) -> Path:
+    """Pictures of noise, p00.png and so on, of which p04.png is none, in a new folder."""
+    folder.mkdir()
+    for number in range(count):
+        pixels = np.random.default_rng(number).integers(0, 255, (40, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"p{number:02d}.png")
+    (folder / "p04.png").write_bytes(b"<html>")
+    return folder
 
 
 def run_python(code: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-from conftest import ROOT
+from conftest import ROOT, write_posts
 from PIL import Image
 
 import frozenfusion as ff
@@ -101,13 +101,8 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "posts"
-    folder.mkdir()
-    for number in range(IMAGES):
-        pixels = np.random.default_rng(number).integers(0, 255, (40, 50, 3), dtype=np.uint8)
-        pixels[:] = 255 if f"p{number:02}" == POISON else pixels
-        Image.fromarray(pixels).save(folder / f"p{number:02}.png")
-    (folder / "p04.png").write_bytes(b"<html>")
+    folder = write_posts(tmp_path_factory.mktemp("data") / "posts", IMAGES)
+    Image.new("RGB", (50, 40), "white").save(folder / f"{POISON}.png")
     return folder
 
 

@@ -20,7 +20,7 @@ from frozenfusion.extraction.arrays import FeatureArrays, import_rows, reset_rep
 from frozenfusion.extraction.config import ExtractConfig, share_of
 from frozenfusion.extraction.loop import ExtractionLoop, Task, Timing
 from frozenfusion.extraction.sharding import Portion, agree_on_plan, compute_shards
-from frozenfusion.extraction.summary import ExtractSummary, counts
+from frozenfusion.extraction.summary import ExtractSummary, counts, warn_of_none
 from frozenfusion.store.plan import Plan, is_sharded, shard_path
 from frozenfusion.store.reader import FeatureStore, Rows
 from frozenfusion.store.status import CRASHED, OK, PENDING
@@ -83,9 +83,7 @@ def update_features(pairs: Pairs, cache: str | os.PathLike[str], config: Extract
     else:
         summary = _update_file(pairs, cache, config, _source(pairs, config))
     _check_strict(summary, config)
-    if len(pairs) and config.from_arrays is None and not (summary.counts["ok"] or summary.counts["pending"]):
-        first = image_address(pairs.columns.image(0))
-        log.warning("not one of %s images can be used: is %s where the first of them is?", f"{len(pairs):,}", first)
+    warn_of_none(summary)
     return summary
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from frozenfusion.data.pairs import Pairs
+from frozenfusion.data.places import image_address
 from frozenfusion.extraction.loop import Timing
 from frozenfusion.store.status import STATUS_NAMES
-from frozenfusion.utils.progress import duration
+from frozenfusion.utils.progress import duration, log
 
 
 @dataclass
@@ -51,3 +52,11 @@ def counts(statuses: np.ndarray) -> dict[str, int]:
     """How many rows have each status, by its name; statuses: (n,) uint8."""
     counted = np.bincount(statuses, minlength=len(STATUS_NAMES))
     return {name: int(counted[status]) for status, name in STATUS_NAMES.items()}
+
+
+def warn_of_none(summary: ExtractSummary) -> None:
+    """Say where images were looked for, if none of them can be used."""
+    pairs, counted = summary.pairs, summary.counts
+    if len(pairs) and summary.imported is None and not (counted["ok"] or counted["pending"]):
+        first = image_address(pairs.columns.image(0))
+        log.warning("not one of %s images can be used: is %s where the first of them is?", f"{len(pairs):,}", first)

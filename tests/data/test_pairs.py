@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import write_manifest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -307,20 +306,7 @@ ROWS = [
 
 
 def manifest(root: Path, kind: str, rows: list[dict] = ROWS) -> Path:
-    path = root / f"pairs.{kind}"
-    if kind == "jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    elif kind == "parquet":
-        arrow = pytest.importorskip("pyarrow")
-        from pyarrow import parquet
-
-        parquet.write_table(arrow.Table.from_pylist(rows), path)
-    else:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, list(rows[0]), delimiter="\t" if kind == "tsv" else ",")
-            table.writeheader()
-            table.writerows(rows)
-    return path
+    return write_manifest(root / f"pairs.{kind}", rows)
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import codecs
-import csv
-import io
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import write_manifest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -32,25 +30,6 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records, "_DECODED_AT_ONCE", 3)
     monkeypatch.setattr(plain_rows, "_ROWS_OF_A_BLOCK", 2)
     monkeypatch.setattr(listing, "_AT_ONCE", 3)
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    """A manifest of rows that have the same columns."""
-    kind = path.suffix[1:]
-    if kind == "jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    elif kind == "parquet":
-        arrow = pytest.importorskip("pyarrow")
-        from pyarrow import parquet
-
-        parquet.write_table(arrow.Table.from_pylist(rows), path)
-    else:
-        lines = io.StringIO(newline="")
-        table = csv.DictWriter(lines, list(rows[0]), delimiter="\t" if kind == "tsv" else ",")
-        table.writeheader()
-        table.writerows(rows)
-        path.write_bytes(lines.getvalue().encode("utf-8", "replace"))
-    return path
 
 
 def whole(data: bytes) -> str:
@@ -93,9 +72,9 @@ def test_a_line_or_a_cell_longer_than_any_is_refused(tmp_path: Path, monkeypatch
 def test_more_pairs_than_can_be_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(listing, "MAX_PAIRS", 3)
     rows = [{"id": str(number), "text": "", "image": "a"} for number in range(4)]
-    assert len(load_pairs(write(tmp_path / "p.csv", rows[:3]))) == 3
+    assert len(load_pairs(write_manifest(tmp_path / "p.csv", rows[:3]))) == 3
     with pytest.raises(UserError, match="more than 3 pairs"):
-        load_pairs(write(tmp_path / "p.csv", rows))
+        load_pairs(write_manifest(tmp_path / "p.csv", rows))
 
 
 def test_what_is_wrong_is_told_in_the_order_of_the_file(tmp_path: Path):
@@ -152,7 +131,7 @@ def test_rows_in_blocks_mean_what_they_mean_one_by_one(
         rows = [{**row, "id": number, "label": 1.0 if number else None} for number, row in enumerate(rows)]
     if kind == "parquet":
         rows = [{name: _valid(cell) for name, cell in row.items()} for row in rows]
-    write(tmp_path / f"p.{kind}", rows)
+    write_manifest(tmp_path / f"p.{kind}", rows)
     found, told = [], []
     for follow_links in (True, False):  # without links, each row is looked at
         caplog.clear()
@@ -172,7 +151,7 @@ def test_an_id_that_comes_twice_far_apart_is_told_with_both_lines(tmp_path: Path
     ids[150], ids[180] = ids[3], ids[2]  # the first that repeats another is told, in the order of the file
     rows = [{"id": id, "text": "two\nlines", "image": "a.jpg"} for id in ids]
     with pytest.raises(UserError) as caught:
-        load_pairs(write(tmp_path / f"p.{kind}", rows))
+        load_pairs(write_manifest(tmp_path / f"p.{kind}", rows))
     first, second = {"jsonl": (":4", ":151"), "parquet": (": row 4", ": row 151")}.get(kind, (":9", ":303"))
     path = tmp_path / f"p.{kind}"
     assert str(caught.value) == f"{path}{second}: id '197' was already given at {path}{first}: keep one of them"
@@ -182,7 +161,7 @@ def test_an_id_that_comes_twice_far_apart_is_told_with_both_lines(tmp_path: Path
 def test_pairs_are_in_the_order_of_their_ids_whatever_the_file_s(tmp_path: Path, kind: str):
     ids = ["b", "好", "a", "é", "a1", "Z", "😀", "\uffff"]
     rows = [{"id": id, "text": f"text {id}", "image": f"{id}.jpg", "label": id} for id in ids]
-    pairs = load_pairs(write(tmp_path / f"p.{kind}", rows))
+    pairs = load_pairs(write_manifest(tmp_path / f"p.{kind}", rows))
     assert pairs.ids == sorted(ids)
     for pair in pairs:
         assert (pair.text, pair.image) == (f"text {pair.id}", tmp_path / f"{pair.id}.jpg")
@@ -198,7 +177,7 @@ def in_files(tmp_path: Path) -> Path:
         (tmp_path / f"{name}.txt").write_text(f"of {name}")
     rows = [{"id": str(number), "text": "", "text_path": f"{name}.txt"} for number, name in enumerate("cabd")]
     rows[2] |= {"text": "in the table", "text_path": ""}
-    return write(tmp_path / "p.csv", [{**row, "image": "x.jpg"} for row in rows])
+    return write_manifest(tmp_path / "p.csv", [{**row, "image": "x.jpg"} for row in rows])
 
 
 def test_texts_of_many_files_are_read_when_they_are_asked_for(in_files: Path, monkeypatch: pytest.MonkeyPatch):

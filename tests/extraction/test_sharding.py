@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, write_posts
 from PIL import Image
 
 from frozenfusion.cli import extract as extract_command
@@ -58,13 +58,7 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("shards") / "posts"
-    folder.mkdir()
-    for number in range(IMAGES):
-        pixels = np.random.default_rng(number).integers(0, 255, (40, 50, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"p{number:02d}.png")
-    (folder / "p04.png").write_bytes(b"<html>")
-    return folder
+    return write_posts(tmp_path_factory.mktemp("shards") / "posts", IMAGES)
 
 
 def run(data: Path, cache: Path, **options: object) -> ExtractSummary:
