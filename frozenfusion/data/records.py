@@ -180,20 +180,19 @@ def table_lines(path: Path) -> Iterator[str]:
             log.warning("%s: not UTF-8, read as %s", path, told)
         file.seek(0)
         how = ("utf-8", "replace") if encoding == "replaced" else (encoding, "strict")
-        lines = io.TextIOWrapper(file, *how, newline="")
-        try:
-            line, number = lines.readline(MAX_LINE + 1), 1
-            if encoding != "replaced":
-                line = line.removeprefix("\ufeff")
-            while line:
-                if len(line) > MAX_LINE:
-                    raise UserError(f"{path}:{number}: a line of more than {MAX_LINE:,} letters: check the file")
-                yield line
-                line, number = lines.readline(MAX_LINE + 1), number + 1
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}: was changed while it was read: run the same command again") from error
-        finally:
-            lines.detach()
+        # Closed, not detached: where it is abandoned, the garbage collector may close the file under it first.
+        with io.TextIOWrapper(file, *how, newline="") as lines:
+            try:
+                line, number = lines.readline(MAX_LINE + 1), 1
+                if encoding != "replaced":
+                    line = line.removeprefix("\ufeff")
+                while line:
+                    if len(line) > MAX_LINE:
+                        raise UserError(f"{path}:{number}: a line of more than {MAX_LINE:,} letters: check the file")
+                    yield line
+                    line, number = lines.readline(MAX_LINE + 1), number + 1
+            except UnicodeDecodeError as error:
+                raise UserError(f"{path}: was changed while it was read: run the same command again") from error
 
 
 def _encoding_of(file: BinaryIO) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import write_manifest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from frozenfusion.data import listing, plain_rows, records
@@ -19,9 +19,7 @@ from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.progress import log
 
 KINDS = ("csv", "tsv", "jsonl", "parquet")
-PROPERTY = settings(
-    max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+PROPERTY = settings(max_examples=100)
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +54,14 @@ def test_lines_are_those_of_the_whole_file(tmp_path: Path, data: bytes):
     (tmp_path / "p.txt").write_bytes(data)
     expected = re.findall(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+", whole(data))
     assert list(table_lines(tmp_path / "p.txt")) == expected
+
+
+def test_lines_that_nobody_asks_for_end_in_silence_though_their_file_is_closed(tmp_path: Path):
+    (tmp_path / "p.txt").write_text("a\nb\n")
+    lines = table_lines(tmp_path / "p.txt")
+    assert next(lines) == "a\n"
+    lines.gi_frame.f_locals["file"].close()  # as the garbage collector may, before it ends the generator
+    lines.close()
 
 
 def test_a_line_or_a_cell_longer_than_any_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
