@@ -14,11 +14,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 # Two cores and several torch processes at once: one thread each keeps the suite steady, and results the same.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# Every run tries the same inputs; `pytest --hypothesis-profile random` tries others.
+settings.register_profile("random", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+settings.register_profile("same", settings.get_profile("random"), derandomize=True)
+settings.load_profile("same")
 
 ROOT = Path(__file__).resolve().parent.parent
 

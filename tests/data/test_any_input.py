@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from frozenfusion.cli import parsing
@@ -23,7 +23,7 @@ from frozenfusion.utils.errors import UsageError, UserError
 from frozenfusion.utils.progress import log
 
 KINDS = ("csv", "tsv", "jsonl", "parquet")
-PROPERTY = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+PROPERTY = settings(max_examples=60)
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frozenfusion.data import columns, pair_columns
@@ -16,9 +16,7 @@ from frozenfusion.data.columns import StringColumn, StringsMaker, TextColumn, Te
 from frozenfusion.data.pairs import Pair, Pairs, load_pairs
 from frozenfusion.utils.errors import UsageError
 
-PROPERTY = settings(
-    max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+PROPERTY = settings(max_examples=40)
 strings = st.lists(st.text(max_size=6) | st.sampled_from(["", "é", "…\n", "\udcff", "a" * 300, "\0"]), max_size=20)
 
 

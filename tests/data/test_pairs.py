@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import write_manifest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from frozenfusion.data import records
@@ -251,7 +251,6 @@ def test_texts_decode_as_utf8_else_gb18030_else_with_replacement(data, text, how
     assert decode_text(data) == (text, how)
 
 
-@settings(deadline=None, derandomize=True)
 @given(st.binary(max_size=40))
 def test_any_bytes_become_a_text_that_can_be_encoded(data):
     text, how = decode_text(data)

@@ -244,7 +244,7 @@ def test_ids_of_the_table_s_own_may_be_in_any_order(tmp_path: Path, as_files: np
     np.testing.assert_array_equal(contents(extract(ff.load_pairs(tmp_path / "t.parquet"), tmp_path / "f.h5")), as_files)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(sizes=st.lists(st.integers(0, 300), min_size=1, max_size=30), group=st.integers(1, 12), data=st.data())
 def test_any_cell_can_be_read_at_any_time(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int], group: int, data: st.DataObject
@@ -315,7 +315,7 @@ def test_a_damaged_row_group_costs_no_image_of_another(tmp_path: Path):
 NAME = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"], exclude_characters="/\\."), min_size=1)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     keys=st.lists(NAME, min_size=1, max_size=6, unique=True),
     sizes=st.lists(st.integers(0, 3000), min_size=6, max_size=6),

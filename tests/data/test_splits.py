@@ -41,7 +41,7 @@ def test_a_drawn_split_is_eight_to_two_and_stratified():
     assert Counter(of[id] for id in split.test) == {0: 537, 1: 94, 2: 271}
 
 
-@settings(deadline=None, derandomize=True, max_examples=60)
+@settings(max_examples=60)
 @given(
     labels=st.lists(st.sampled_from([0, 0, 0, 1, 2, None]), min_size=1, max_size=60),
     seed=st.integers(0, 5),

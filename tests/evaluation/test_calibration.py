@@ -71,7 +71,7 @@ def test_an_overconfident_model_gets_a_temperature_above_1_and_a_lower_error():
 
 
 @given(st.integers(1, 40), st.integers(2, 5), st.floats(0.05, 20), st.integers(0, 2**31))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_scaling_is_that_of_the_logits_and_changes_no_decision(n: int, c: int, temperature: float, seed: int):
     logits = torch.from_numpy(np.random.default_rng(seed).normal(size=(n, c)) * 4)
     probabilities = logits.softmax(1).numpy()

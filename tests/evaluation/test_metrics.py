@@ -36,7 +36,7 @@ def test_scores_equal_those_worked_out_by_hand():
     assert found.support.tolist() == [4, 2, 4]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(labelled)
 def test_scores_equal_the_library_s(case):
     classes, pairs = case

@@ -298,7 +298,7 @@ def test_vote_follows_the_majority_against_larger_sums() -> None:
     assert_close(joined("vote", [0.4, 0.35, 0.25], [0.4, 0.25, 0.35]), torch.tensor([[0.7, 0.15, 0.15]]))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(st.floats(0.01, 1), min_size=8, max_size=8))
 def test_the_voted_class_always_has_the_largest_joined_probability(numbers: list[float]) -> None:
     text, image = (torch.tensor(part) / sum(part) for part in (numbers[:4], numbers[4:]))

@@ -24,7 +24,7 @@ def probabilities(n: int, classes: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).dirichlet(np.ones(classes), n)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(n=st.integers(0, 40), classes=st.integers(2, 5), count=st.integers(0, 60), seed=st.integers(0, 99))
 def test_balanced_takes_the_surest_of_each_class_and_no_more_than_its_share(n, classes, count, seed):
     shares, prior = probabilities(n, classes, seed), np.random.default_rng(seed).dirichlet(np.ones(classes))

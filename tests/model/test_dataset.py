@@ -191,7 +191,7 @@ def test_damaged_rows_are_refused_by_name_and_their_neighbours_are_not(
         FeatureRows(store, np.arange(24))[np.arange(24)]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(places=st.lists(st.integers(0, 47), max_size=12))
 def test_any_batch_gathers_the_rows_of_its_pairs(places: list[int], folder: Path, pairs: Pairs) -> None:
     store = FeatureStore(folder / "features.h5")

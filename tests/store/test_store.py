@@ -23,7 +23,7 @@ from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import temporary_beside
 
 ids_of_any_kind = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=12)
-few_examples = settings(max_examples=15, deadline=None)
+few_examples = settings(max_examples=15)
 
 
 @pytest.fixture

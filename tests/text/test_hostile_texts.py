@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
@@ -71,7 +71,7 @@ def test_texts_beside_them_keep_their_tokens_and_their_cut(albert) -> None:
         assert together.ids[together.offsets[place] : together.offsets[place + 1]].tolist() == alone.ids.tolist()
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50)
 @given(text=st.text(alphabet=st.characters(exclude_categories=["Cs"], exclude_characters="[<")))
 def test_other_texts_have_the_tokens_that_they_always_had(albert, text: str) -> None:
     plain = albert([text], truncation=True, max_length=64)["input_ids"][0]

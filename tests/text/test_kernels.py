@@ -49,7 +49,7 @@ def outcome(layer: nn.Module, given: Tensor) -> list[Tensor]:
 
 
 @needs_onednn
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     leading=st.lists(st.integers(0, 5), max_size=3),
     width=st.integers(1, 70),

@@ -106,7 +106,7 @@ def test_dynamic_padding_gives_the_features_of_padding_to_the_full_length(encode
 some_lengths = st.lists(st.integers(1, 128), max_size=300)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(some_lengths, st.integers(1, 40), st.integers(0, 5), st.integers(0, 11))
 def test_every_row_is_in_one_batch_of_an_epoch(lengths: list[int], size: int, seed: int, epoch: int) -> None:
     batches = batches_by_length(np.array(lengths, dtype=int), size, seed=seed, epoch=epoch)
@@ -115,7 +115,7 @@ def test_every_row_is_in_one_batch_of_an_epoch(lengths: list[int], size: int, se
     assert len(batches) == -(-len(lengths) // size)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(some_lengths, st.integers(1, 40))
 def test_evaluation_goes_from_long_to_short(lengths: list[int], size: int) -> None:
     rows = [row for batch in batches_in_order_of_length(np.array(lengths, dtype=int), size) for row in batch.tolist()]

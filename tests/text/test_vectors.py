@@ -103,7 +103,7 @@ def test_a_gz_that_is_cut_or_none_and_what_is_no_file_are_a_line(tmp_path: Path)
         read_word_vectors(tmp_path, WORDS)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.sampled_from(["a.bin", "a.gz"]),
     st.one_of(

@@ -51,7 +51,7 @@ def test_a_vocabulary_has_an_end_and_can_be_empty(monkeypatch: pytest.MonkeyPatc
     assert vocabulary(word_tokenizer(["each once"], "space")) == [*SPECIAL]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=30), max_size=4),
     st.sampled_from(["space", "char"]),
@@ -67,7 +67,7 @@ def test_any_texts_give_tokens_that_end_and_are_not_special_otherwise(texts: lis
         assert not set(found) & set(SPECIAL)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.text("x好.🙂@#_ \n\u0301", max_size=40))
 def test_no_letter_is_lost(text: str):
     kept = "".join(words(text.replace("@", ""), "char"))
@@ -110,7 +110,7 @@ def test_jieba_cuts_chinese_and_a_saved_tokenizer_cuts_alike(tmp_path: Path):
     assert (tokenize(again, texts, 16).ids == tokenize(tokenizer, texts, 16).ids).all()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.text(st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from(CHINESE)), max_size=30))
 def test_jieba_loses_no_letter(text: str):
     pytest.importorskip("jieba")

@@ -81,14 +81,14 @@ def test_folding_leaves_the_network_given_as_it_is(network, pictures):
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(size=st.sampled_from([1, 2, 4, 8]), order=st.lists(st.integers(0, 10), min_size=1, max_size=11))
 def test_a_row_is_the_same_in_any_company_and_at_any_place(runners, pictures, size, order):
     together = runners[size].start(pictures).result()
     assert np.array_equal(runners[size].start(pictures[order]).result(), together[order])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(size=st.integers(1, 12), order=st.permutations(range(11)))
 def test_at_any_batch_size_a_row_depends_on_others_by_rounding_alone(network, pictures, expected, size, order):
     runner = runner_of(FoldedEfficientNet(network, "avg"), batch_size=size)
