@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,7 @@ def _update_file(
             if config.rebuild:
                 writer.publish()
         finally:
-            bad_list = bad_images.write_list(cache, writer.store, partial(_files, pairs), reasons)
+            bad_list = bad_images.write_list(cache, writer.store, functools.partial(_files, pairs), reasons)
         found = counts(writer.store.status[rows])
     return ExtractSummary(pairs, cache, found, timing, imported, bad_list)
 
@@ -262,10 +262,11 @@ def _about(config: ExtractConfig, source: Backbone | FeatureArrays) -> dict[str,
     """Who makes the features and by what, for people who ask later."""
     origin = source.encoder.weights if isinstance(source, Backbone) else str(config.from_arrays)
     about = {"weights": origin.encode(errors="backslashreplace").decode()}
-    return about | _versions() if config.from_arrays is None else about
+    return {**about, **_versions()} if config.from_arrays is None else about
 
 
-def _versions() -> dict[str, str]:
+@functools.cache  # packages' files are read, which takes longer than to make a shard's file
+def _versions() -> Mapping[str, str]:
     """What made the features, for people who ask later; not a part of the fingerprint."""
     from importlib.metadata import version
 
