@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DOTS_PER_INCH = 130
+# Fonts of Linux, Windows and macOS that have what matplotlib's own lacks: Chinese, Japanese and Korean letters.
+WIDE_FONTS = (
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei"),
+    *("Microsoft YaHei", "SimHei", "SimSun", "Malgun Gothic"),
+    *("PingFang SC", "PingFang HK", "Hiragino Sans GB", "Heiti TC", "Apple SD Gothic Neo", "Arial Unicode MS"),
+)
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -41,7 +47,22 @@ def save_figure(figure: Figure, path: str | Path) -> None:
 
     canvas, content = FigureCanvasAgg(figure), io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"Glyph .* missing from")  # a label in a script the font lacks
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from")  # a label in a script that no font here has
         canvas.draw()  # once: savefig would draw twice
+        if _found_letters(figure):
+            canvas.draw()
     Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").save(content, "PNG")
     write_atomically(path, content.getvalue())
+
+
+def _found_letters(figure: Figure) -> bool:
+    """Have the texts of a drawn figure take what their font lacks from other fonts; whether there are any to do so."""
+    from matplotlib.font_manager import fontManager
+    from matplotlib.text import Text
+
+    texts = [text for text in figure.findobj(Text) if isinstance(text, Text) and not text.get_text().isascii()]
+    installed = set(fontManager.get_font_names()) if texts else ()
+    fonts = [name for name in WIDE_FONTS if name in installed]
+    for text in texts:
+        text.set_fontfamily([*text.get_fontfamily(), *fonts])
+    return bool(texts and fonts)

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.font_manager import fontManager
 from PIL import Image
 from trained import history
 
 from frozenfusion.evaluation.report.plots import plot_confusion
 from frozenfusion.training.plots import plot_curves, plot_learning_rate
 from frozenfusion.utils.errors import UserError
+from frozenfusion.utils.figures import WIDE_FONTS
 
 
 def colours(path: Path) -> int:
@@ -54,3 +56,11 @@ def test_a_folder_that_cannot_be_written_is_a_user_s_error(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file"):
         plot_curves(history(0.5), tmp_path / "file" / "plot.png")
+
+
+def test_letters_that_matplotlib_s_own_font_lacks_come_from_another(tmp_path: Path) -> None:
+    if not set(WIDE_FONTS) & set(fontManager.get_font_names()):
+        pytest.skip("no font here has Chinese letters")
+    for number, names in enumerate((("积极", "消极"), ("消极", "积极"))):
+        plot_confusion(np.array([[3, 1], [1, 3]]), names, tmp_path / f"{number}.png")
+    assert (tmp_path / "0.png").read_bytes() != (tmp_path / "1.png").read_bytes()  # boxes would be the same
