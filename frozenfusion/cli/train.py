@@ -18,7 +18,7 @@ from frozenfusion.cli.parsing import COMMON, READING, RESUMED, DataOptions, run
 from frozenfusion.fusion.options import parse_grid, parse_options
 from frozenfusion.joint.config import JointConfig, check_fraction
 from frozenfusion.training.config import ALL, TrainConfig, check_heads, check_seeds, recipe, where_to_train
-from frozenfusion.training.grid import check_grid, check_trials
+from frozenfusion.training.grid import check_grid, check_halving, check_trials
 from frozenfusion.utils import launched
 from frozenfusion.utils.errors import UsageError
 
@@ -45,7 +45,7 @@ class TrainOptions(DataOptions, TrainConfig, JointConfig):
             *("epochs", "batch_size", "lr", "weight_decay", "schedule"),
             *("class_weights", "val_fraction", "seed", "seeds"),
         ),
-        "tuning": ("tune", "grid"),
+        "tuning": ("tune", "grid", "halving"),
         "dropout": ("image_dropout", "modality_dropout"),
         "refinements": (
             *("recipe", "optimizer", "text_lr", "head_lr", "warmup", "clip", "accumulate"),
@@ -85,6 +85,10 @@ class TrainOptions(DataOptions, TrainConfig, JointConfig):
 
     grid: tuple[str, ...] = ()
     """NAME=VALUE,VALUE in place of random trials: every combination, as in lr=1e-4,1e-3 head.layers=1,2"""
+
+    halving: int = 0
+    """trials begin with few epochs, and of so many only the best one goes on to so many times as many, until all are
+    done, as in 4: successive halving; 0 gives every trial all epochs"""
 
     label_fraction: tuple[float, ...] = ()
     """part of the train part's labels that counts, drawn by the seed; several, or several --seeds, make the curve"""
@@ -130,6 +134,7 @@ class TrainOptions(DataOptions, TrainConfig, JointConfig):
         if self.tune:
             check_trials(self.tune)
         check_grid(parse_grid(self.grid), _config(self))
+        check_halving(self.halving, tuned=bool(self.tune or self.grid))
         self._check_joint()
 
     def _check_joint(self) -> None:
@@ -220,6 +225,7 @@ def _tune(options: TrainOptions, pairs: Pairs, store: FeatureStore, folder: Path
     runs = tune(
         *(pairs, store, options.fusion),
         **search,
+        halving=options.halving,
         seeds=options.seeds,
         config=_config(options),
         folder=folder,

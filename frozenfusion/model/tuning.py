@@ -31,19 +31,23 @@ class Trial:
     val_macro_f1: float | None
     val_loss: float | None
     seconds: float | None  # of all epochs
+    epochs: int  # fewer than others had, where the trial ended early
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """The trials of a head, in the order in which they were made, of so many epochs each."""
+    """The trials of a head, in the order in which they were made, of so many epochs each, or at most."""
 
     trials: Sequence[Trial]
     epochs: int
 
     @cached_property
     def best(self) -> int:
-        """Number of the trial with the highest validation accuracy, ties by the lower loss, then the earlier."""
-        return max(range(len(self.trials)), key=lambda number: _rank(self.trials[number]))
+        """Number of the trial with the highest validation accuracy, ties by the lower loss, then the earlier.
+
+        Of those that ended early only if no other has a score.
+        """
+        return ranked(dict(enumerate(self.trials)))[0]
 
     @property
     def chosen(self) -> Trial:
@@ -53,7 +57,16 @@ class Tuning:
     @property
     def trials_told(self) -> str:
         """Their number in words: `20 trials`."""
-        return f"{len(self.trials)} trial{'s' if len(self.trials) > 1 else ''}"
+        return _counted(len(self.trials), "trial")
+
+    @property
+    def budget(self) -> str:
+        """Their number and their epochs in words: `20 trials of 1 epoch, the best 5 of 3 epochs`."""
+        lengths = sorted({trial.epochs for trial in self.trials})
+        reached = [sum(trial.epochs >= length for trial in self.trials) for length in lengths]
+        told = f"{self.trials_told} of {_counted(lengths[0], 'epoch')}"
+        longer = zip(reached[1:], lengths[1:], strict=True)
+        return told + "".join(f", the best {count} of {_counted(length, 'epoch')}" for count, length in longer)
 
     @property
     def is_done(self) -> bool:
@@ -64,7 +77,7 @@ class Tuning:
         """Expected best validation accuracy of 1, 2, … trials, as many as there are.
 
         The expected maximum of n draws, with replacement, from the accuracies of the trials (Dodge et al., 2019,
-        arXiv:1909.03004); a trial whose loss was not finite counts as 0.
+        arXiv:1909.03004); a trial whose loss was not finite counts as 0, and one that ended early as it then was.
         """
         ordered = sorted(trial.val_accuracy or 0.0 for trial in self.trials)
         size = len(ordered)
@@ -74,17 +87,28 @@ class Tuning:
         ]
 
 
-def _rank(trial: Trial) -> tuple[float, float]:
+def _counted(number: int, name: str) -> str:
+    return f"{number} {name}" if number == 1 else f"{number} {name}s"
+
+
+def ranked(trials: Mapping[int, Trial]) -> list[int]:
+    """The numbers of trials, best first; see `Tuning.best`."""
+    return sorted(trials, key=lambda number: _rank(trials[number]), reverse=True)
+
+
+def _rank(trial: Trial) -> tuple[float, float, float]:
     if trial.val_accuracy is None or trial.val_loss is None:
-        return -1.0, 0.0
-    return trial.val_accuracy, -trial.val_loss
+        return -1, 0.0, 0.0
+    return trial.epochs, trial.val_accuracy, -trial.val_loss
 
 
 _TRIAL: Mapping[str, fits.Fit] = {
     "options": fits.scalars,
     **dict.fromkeys(("val_accuracy", "val_macro_f1"), _SHARE),
     **dict.fromkeys(("val_loss", "seconds"), fits.optional(fits.number())),
+    "epochs": fits.whole(1),
 }
+_ALWAYS = _TRIAL.keys() - {"epochs"}  # which were those of the tuning, before trials ended early
 
 
 def save_tuning(run: RunFolder, tuning: Tuning) -> None:
@@ -101,12 +125,12 @@ def load_tuning(run: RunFolder) -> Tuning | None:
     values = read_json(path)
     wrong = fits.misfit(values, {"epochs": fits.whole(1), "trials": _is_list}, ("epochs", "trials"))
     for trial in values["trials"] if not wrong else ():
-        wrong = wrong or fits.misfit(trial, _TRIAL, _TRIAL)
+        wrong = wrong or fits.misfit(trial, _TRIAL, _ALWAYS)
         wrong = wrong or ("has other entries" if len(trial) > len(_TRIAL) else None)
     if wrong:
         raise UserError(f"{path}: not the tuning of a run ({wrong}): restore or remove the file")
     values = without_checksum(values, path, "the same tuning command")
-    return Tuning([Trial(**trial) for trial in values["trials"]], values["epochs"])
+    return Tuning([Trial(**{"epochs": values["epochs"], **trial}) for trial in values["trials"]], values["epochs"])
 
 
 def _is_list(value: Any) -> bool:

@@ -32,6 +32,14 @@ def check_trials(trials: int) -> None:
     at_most("tune", trials, MOST_TRIALS)
 
 
+def check_halving(halving: int, tuned: bool) -> None:
+    """Raise UsageError for what cannot be a factor of successive halving."""
+    if halving and not tuned:
+        raise UsageError("`halving` ends trials early, and there are none: give `tune` or `grid` as well")
+    if halving:
+        whole("halving", halving, 2)
+
+
 def check_grid(grid: Mapping[str, Sequence[Any]], config: TrainConfig) -> None:
     """Raise UsageError for options that no trial can have of its own, and for values that they cannot have."""
     for name, values in grid.items():

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,12 +21,13 @@ from frozenfusion.model.tuning import (
     Tuning,
     load_tuning,
     options_line,
+    ranked,
     save_tuning,
     tuning_cells,
 )
 from frozenfusion.store.reader import FeatureStore, as_store
 from frozenfusion.training.config import ALL, TrainConfig, where_to_train
-from frozenfusion.training.grid import changed, check_grid, check_trials
+from frozenfusion.training.grid import changed, check_grid, check_halving, check_trials
 from frozenfusion.training.inputs import TrainingInputs
 from frozenfusion.training.jobs import Job, built_head
 from frozenfusion.training.run import TrainedRun
@@ -42,7 +43,8 @@ from frozenfusion.utils.ray_cluster import Cluster, connected
 from frozenfusion.utils.tables import as_text, to_csv
 
 ANOTHER = "give the same again, or choose another `run`"
-COLUMNS = ("head", "trial", "chosen", "options", "val_accuracy", "val_macro_f1", "val_loss", "seconds")
+Round = Mapping[int, Job]  # trials of a head, by their number
+COLUMNS = ("head", "trial", "chosen", "epochs", "options", "val_accuracy", "val_macro_f1", "val_loss", "seconds")
 
 
 def tune(
@@ -52,6 +54,7 @@ def tune(
     *,
     trials: int = 20,
     grid: Mapping[str, Sequence[Any]] | None = None,
+    halving: int = 0,
     seeds: Sequence[int] = (),
     config: TrainConfig | None = None,
     folder: str | os.PathLike[str] = DEFAULT_FOLDER,
@@ -67,6 +70,8 @@ def tune(
     accuracy, of equal ones that of the lower loss. Trials are run folders in `folder`/trials that keep their figures
     and no parameters; all are in tuning.csv, and each run has those of its head in its tuning.json.
 
+    Source of `halving`: Jamieson & Talwalkar, 2016 (arXiv:1502.07943).
+
     Args:
         pairs, features, heads, seeds, folder, split: as for `sweep`; trials have the config's seed.
         jobs, ray, ray_gpus_per_worker: as for `sweep`.
@@ -74,6 +79,8 @@ def tune(
         trials: of each head.
         grid: the values to try of each option, in place of random trials: a head gets every combination of those
             that mean something to it. Options of a head's own are called `head.NAME`.
+        halving: the factor of successive halving: trials begin with few epochs, and only the best 1/factor of them
+            begin anew with factor times as many, until the last have all. 0 gives every trial all epochs.
 
     Raises:
         UserError: as for `sweep`; no validation part to choose on, a grid that cannot be.
@@ -83,21 +90,32 @@ def tune(
     heads, seeds = asked(heads, seeds, where)
     check_trials(trials)
     check_grid(grid or {}, config)
+    check_halving(halving, tuned=True)
     inputs = TrainingInputs(pairs, as_store(features), config, heads, split)
     if not inputs.split.val:
         raise UsageError("`tune` chooses on the validation part, and there is none: raise `val_fraction`")
     plan = _plan(inputs.heads, config, trials, grid)
-    tried = distributed.by_first(
-        lambda: {head: _trial_jobs(inputs, head, plan[head], config, folder / TRIALS) for head in inputs.heads}
-    )
-    every = [job for of in tried.values() for job in of]
-    begun = [*every, *jobs_of(inputs.heads, seeds, config, folder)]
+    searches = [
+        _Search(head, options, rounds_of(config.epochs, len(options), halving)) for head, options in plan.items()
+    ]
+    rounds = max(len(search.rounds) for search in searches)
+    if halving and rounds == 1:
+        told = f"no trial can end early where `epochs={config.epochs}` and trials are so few"
+        raise UsageError(f"`halving={halving}`: {told}: lower it, or leave it out")
+
+    def due() -> list[Round]:
+        return [search.due(inputs, config, folder / TRIALS) for search in searches]
+
+    tried = distributed.by_first(due)
+    begun = [*_jobs(tried), *jobs_of(inputs.heads, seeds, config, folder)]
     distributed.by_first(lambda: check_resume(folder, begun, config.resume))
-    with connected(where.address) if isinstance(where, Cluster) else contextlib.nullcontext():  # once for both parts
-        _train_trials(inputs, every, folder / TRIALS, where)
-        tunings = distributed.by_first(
-            lambda: {head: _tuning(plan[head], tried[head], config.epochs) for head in inputs.heads}
-        )
+    with connected(where.address) if isinstance(where, Cluster) else contextlib.nullcontext():  # once for all parts
+        while any(tried):
+            _train_trials(inputs, _jobs(tried), folder / TRIALS, where)
+            for search, of in zip(searches, tried, strict=True):
+                search.tried.append(of)
+            tried = distributed.by_first(due)
+        tunings = distributed.by_first(lambda: {search.head: search.tuning(config.epochs) for search in searches})
         if distributed.rank() == 0:
             keep_current(folder / TABLE, _as_csv(tunings))
         chosen = {head: changed(config, plan[head][of.best]) for head, of in tunings.items()}
@@ -129,21 +147,80 @@ def _plan(
     return points
 
 
-def _trial_jobs(
-    inputs: TrainingInputs, head: str, options: Sequence[Mapping[str, Any]], config: TrainConfig, folder: Path
-) -> list[Job]:
-    """The trials of a head as runs, all of which can be built."""
-    plain = dataclasses.replace(config, save_every=config.epochs + 1, resume="auto")
-    jobs = []
-    for number, each in enumerate(options):
-        trial = changed(plain, each)
-        run = RunFolder(folder / f"{head}-{number:03d}", figures_only=True)
-        built_head(inputs, Job(head, trial, run))  # before anything is trained
-        done = run.summary.get("epochs", 0)
-        if done > config.epochs:
-            raise UserError(f"{run.path}: a trial of {done} epochs, more than `epochs={config.epochs}`: {ANOTHER}")
-        jobs.append(Job(head, trial, RunFolder(run.path, figures_only=True)))
-    return jobs
+def rounds_of(epochs: int, trials: int, factor: int) -> list[tuple[int, int]]:
+    """The epochs of each round of successive halving, and how many trials take part; one round for the factor 0."""
+    rounds = [(epochs, trials)]
+    while factor:
+        fewer, left = round(epochs / factor ** len(rounds)), trials // factor ** len(rounds)
+        if not 0 < fewer < rounds[-1][0] or not left:
+            break
+        rounds.append((fewer, left))
+    return [(of, left) for (of, _), (_, left) in zip(reversed(rounds), rounds, strict=True)]
+
+
+@dataclasses.dataclass
+class _Search:
+    """The search for the options of one head.
+
+    Attributes:
+        options: of each trial.
+        rounds: the epochs of each, and how many trials take part.
+        tried: the trials of the rounds so far.
+    """
+
+    head: str
+    options: Sequence[Mapping[str, Any]]
+    rounds: Sequence[tuple[int, int]]
+    tried: list[Round] = dataclasses.field(default_factory=list)
+
+    def due(self, inputs: TrainingInputs, config: TrainConfig, folder: Path) -> Round:
+        """The next round: every trial, or the best of the round before; none after the last."""
+        if len(self.tried) >= len(self.rounds):
+            return {}
+        epochs, count = self.rounds[len(self.tried)]
+        numbers: Iterable[int] = range(count)
+        if self.tried:
+            ended = {number: self._trial(number, self.tried[-1:]) for number in self.tried[-1]}
+            numbers = [number for number in ranked(ended) if ended[number].val_accuracy is not None][:count]
+        shorter = dataclasses.replace(config, epochs=epochs)
+        where = folder / f"epochs-{epochs}" if epochs < config.epochs else folder
+        return {
+            number: _trial_job(inputs, self.head, number, self.options[number], shorter, where) for number in numbers
+        }
+
+    def tuning(self, epochs: int) -> Tuning:
+        """What came out of the trials. Raises UserError where none has a score."""
+        tuning = Tuning([self._trial(number, self.tried) for number in range(len(self.options))], epochs)
+        if not tuning.is_done:
+            told = "the loss of every trial was not finite: give a lower `lr`, or another `grid`"
+            raise UserError(f"{self.head}: {told}")
+        return tuning
+
+    def _trial(self, number: int, rounds: Sequence[Round]) -> Trial:
+        """What came out of a trial, in the last of these rounds that it took part in."""
+        jobs = [jobs[number] for jobs in rounds if number in jobs]
+        last, runs = jobs[-1], [RunFolder(job.folder.path) for job in jobs]  # as they are now
+        figures = {name: runs[-1].summary.get(name) for name in ("val_accuracy", "val_macro_f1", "val_loss")}
+        seconds = sum(float(line["seconds"]) for run in runs for line in run.history)
+        options = given(self.options[-1], head_class(self.head), last.config)
+        return Trial(options, **figures, seconds=seconds, epochs=last.config.epochs)
+
+
+def _jobs(rounds: Iterable[Round]) -> list[Job]:
+    return [job for jobs in rounds for job in jobs.values()]
+
+
+def _trial_job(
+    inputs: TrainingInputs, head: str, number: int, options: Mapping[str, Any], config: TrainConfig, folder: Path
+) -> Job:
+    """A trial of a head as a run that can be built."""
+    trial = changed(dataclasses.replace(config, save_every=config.epochs + 1, resume="auto"), options)
+    run = RunFolder(folder / f"{head}-{number:03d}", figures_only=True)
+    built_head(inputs, Job(head, trial, run))  # before anything is trained
+    done = run.summary.get("epochs", 0)
+    if done > config.epochs:
+        raise UserError(f"{run.path}: a trial of {done} epochs, more than `epochs={config.epochs}`: {ANOTHER}")
+    return Job(head, trial, RunFolder(run.path, figures_only=True))
 
 
 def _train_trials(
@@ -161,20 +238,6 @@ def _train_trials(
             if part.exists():
                 with writing(part):
                     shutil.rmtree(part)
-
-
-def _tuning(options: Sequence[Mapping[str, Any]], jobs: Sequence[Job], epochs: int) -> Tuning:
-    """What came out of the trials of a head."""
-    trials = []
-    for job in jobs:
-        run = RunFolder(job.folder.path)  # as it is now
-        figures = {name: run.summary.get(name) for name in ("val_accuracy", "val_macro_f1", "val_loss")}
-        told = given(options[-1], head_class(job.head), job.config)
-        trials.append(Trial(told, **figures, seconds=sum(float(line["seconds"]) for line in run.history)))
-    tuning = Tuning(trials, epochs)
-    if not tuning.is_done:
-        raise UserError(f"{jobs[0].head}: the loss of every trial was not finite: give a lower `lr`, or another `grid`")
-    return tuning
 
 
 def _make_way(job: Job, tuning: Tuning) -> None:
@@ -199,7 +262,8 @@ def _as_csv(tunings: Mapping[str, Tuning]) -> str:
     for head, tuning in tunings.items():
         for number, trial in enumerate(tuning.trials):
             figures = (trial.val_accuracy, trial.val_macro_f1, trial.val_loss, trial.seconds)
-            lines.append([head, number, int(number == tuning.best), options_line(trial.options), *figures])
+            chosen = int(number == tuning.best)
+            lines.append([head, number, chosen, trial.epochs, options_line(trial.options), *figures])
     return to_csv(lines, digits=None)
 
 

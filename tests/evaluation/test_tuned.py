@@ -19,7 +19,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tuned(run: Path, trials: int) -> Path:
-    tried = [Trial({"lr": 0.001 * n, "head.<b>": "<i>"}, 0.5 + 0.1 * n, 0.5, 1.0, 2.0) for n in range(trials)]
+    tried = [Trial({"lr": 0.001 * n, "head.<b>": "<i>"}, 0.5 + 0.1 * n, 0.5, 1.0, 2.0, 11) for n in range(trials)]
     save_tuning(RunFolder(run), Tuning(tried, 11))
     return run
 

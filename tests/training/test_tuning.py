@@ -21,6 +21,7 @@ from frozenfusion.model.tuning import Trial, Tuning, load_tuning, save_tuning
 from frozenfusion.training import run as train_module
 from frozenfusion.training.config import TrainConfig
 from frozenfusion.training.space import drawn, search_space
+from frozenfusion.training.tuning import rounds_of
 from frozenfusion.utils.errors import UsageError, UserError
 from frozenfusion.utils.files import read_json, write_json
 
@@ -168,6 +169,9 @@ def test_a_grid_is_every_combination_and_a_loss_that_is_not_finite_is_a_result(
         (["--grid", "head.hidden=wide"], "hidden=wide: expected a whole number"),
         (["--grid", "head.hidden=0"], "hidden=0"),
         (["--grid", "lr=" + ",".join(["1"] * 60), "clip=" + ",".join(["1"] * 60)], "3,600 trials of attention"),
+        (["--halving", "4"], "--halving ends trials early, and there are none: give --tune or --grid as well"),
+        (["--tune", "4", "--halving", "1"], "--halving must be at least 2, not 1"),
+        (["--tune", "4", "--halving", "4"], "--halving 4: no trial can end early where --epochs 1 and trials are so few"),
         (["--tune", "3", "--val-fraction", "0"], "--tune chooses on the validation part, and there is none"),
     ],
 )
@@ -220,8 +224,8 @@ def test_a_head_of_a_user_s_own_gets_what_is_common_and_what_it_declares() -> No
             Range(*wrong)
 
 
-def trial(accuracy: float | None, loss: float | None = 1.0) -> Trial:
-    return Trial({"lr": 0.1}, accuracy, accuracy, None if accuracy is None else loss, 1.0)
+def trial(accuracy: float | None, loss: float | None = 1.0, epochs: int = 11) -> Trial:
+    return Trial({"lr": 0.1}, accuracy, accuracy, None if accuracy is None else loss, 1.0, epochs)
 
 
 def test_the_expected_best_is_the_mean_maximum_of_draws_with_replacement() -> None:
@@ -237,6 +241,57 @@ def test_the_expected_best_is_the_mean_maximum_of_draws_with_replacement() -> No
 def test_of_equal_trials_the_lower_loss_is_chosen_then_the_earlier() -> None:
     assert Tuning([trial(0.5, 0.9), trial(0.5, 0.8), trial(0.5, 0.8), trial(None)], 1).best == 1
     assert not Tuning([trial(None)], 1).is_done
+
+
+def test_one_that_ended_early_is_chosen_only_where_no_other_has_a_score() -> None:
+    early, late = trial(0.9, epochs=3), trial(0.5)
+    assert Tuning([early, late], 11).best == 1
+    assert Tuning([early, trial(None)], 11).best == 0
+    assert Tuning([early, late, trial(0.7, epochs=3)], 11).budget == "3 trials of 3 epochs, the best 1 of 11 epochs"
+    assert Tuning([trial(0.5, epochs=1)], 1).budget == "1 trial of 1 epoch"
+
+
+@pytest.mark.parametrize(
+    ("epochs", "trials", "factor", "rounds"),
+    [
+        (11, 20, 0, [(11, 20)]),
+        (11, 20, 4, [(1, 20), (3, 5), (11, 1)]),
+        (11, 20, 3, [(1, 20), (4, 6), (11, 2)]),
+        (11, 6, 2, [(3, 6), (6, 3), (11, 1)]),
+        (2, 20, 3, [(1, 20), (2, 6)]),
+        (1, 20, 3, [(1, 20)]),
+        (11, 2, 3, [(11, 2)]),
+    ],
+)
+def test_rounds_begin_with_every_trial_and_end_with_all_epochs(
+    epochs: int, trials: int, factor: int, rounds: list[tuple[int, int]]
+) -> None:
+    assert rounds_of(epochs, trials, factor) == rounds
+
+
+def test_halving_trains_on_only_what_was_best(options: Training, epochs: list[str]) -> None:
+    options = options.but(epochs=2)
+    epochs.append("stop")
+    with pytest.raises(KeyboardInterrupt):  # in the second trial of the second head
+        tune(options, trials=4, halving=2)
+    epochs.clear()
+    runs = tune(options, trials=4, halving=2)
+    assert epochs == ["text"] * 3 + (["attention"] * 4 + ["text"] * 4) + (["attention"] * 2 + ["text"] * 2)
+    epochs.clear()
+    for run, lines in zip(runs, (table(options)[:4], table(options)[4:]), strict=True):
+        tuning = load_tuning(RunFolder(run.folder))
+        assert tuning is not None
+        assert tuning.budget == "4 trials of 1 epoch, the best 2 of 2 epochs"
+        early = [number for number, of in enumerate(tuning.trials) if of.epochs == 1]
+        late = [number for number, of in enumerate(tuning.trials) if of.epochs == 2]
+        assert [line["epochs"] for line in lines] == [str(of.epochs) for of in tuning.trials]
+        assert tuning.best in late
+        short = options.run / "trials" / "epochs-1"
+        reached = [RunFolder(short / f"{run.fusion}-{number:03d}").summary["val_accuracy"] for number in range(4)]
+        assert max(reached[number] for number in early) <= min(reached[number] for number in late)
+    tune(options, trials=4)  # as if nothing had ended early: what did is trained to its end
+    assert sorted(epochs[:8]) == ["attention"] * 4 + ["text"] * 4
+    assert {line["epochs"] for line in table(options)} == {"2"}
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from frozenfusion.utils.tables import Cells, as_markdown, as_text, escape_markdo
 
 TUNED = (
     "The expected best validation accuracy (%) of so many trials, and the options of the best of all. The best of "
-    "several is optimistic: quote the scores above."
+    "several is optimistic: quote the scores above. Trials that ended early count with what they had reached."
 )
 
 
@@ -123,7 +123,7 @@ def tunings(comparison: Comparison) -> dict[str, Tuning]:
 def _budgets(comparison: Comparison) -> list[str]:
     """Whether all heads were tuned alike, where any was."""
     found = tunings(comparison)
-    budgets = {name: f"{of.trials_told} of {of.epochs} epochs" for name, of in found.items()}
+    budgets = {name: of.budget for name, of in found.items()}
     if not budgets or len(comparison.heads) < 2:
         return []
     if len(budgets) == len(comparison.heads) and len(set(budgets.values())) == 1:
