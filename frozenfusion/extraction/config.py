@@ -22,8 +22,7 @@ class ExtractConfig:
     """How images become features; checked when it is made, raises UsageError."""
 
     backbone: str = "efficientnet-b7"
-    """frozen image network: efficientnet-b0 to b7, one of transformers by its hub name (org/name) or folder, timm:NAME,
-    or one that was registered (docs/backbones.md)"""
+    """frozen image network: efficientnet-b0 to b7, a transformers hub name or folder, timm:NAME, or a registered one"""
 
     weights: str = "imagenet"
     """imagenet or pretrained: those that the network is known for; a state dict (.pth, .safetensors) of an
@@ -51,7 +50,7 @@ class ExtractConfig:
     """images with more pixels than this (178,956,970 at most) are refused before they are decoded"""
 
     image_seconds: float = 30.0
-    """images that take longer than this to decode are refused, such as those made to"""
+    """images that take longer than this to decode are refused; some files are made to"""
 
     batch_size: int | None = None
     """images per forward pass; by default up to 4 for each thread of a CPU, 128 on a GPU"""
