@@ -171,7 +171,7 @@ def test_a_grid_is_every_combination_and_a_loss_that_is_not_finite_is_a_result(
         (["--grid", "lr=" + ",".join(["1"] * 60), "clip=" + ",".join(["1"] * 60)], "3,600 trials of attention"),
         (["--halving", "4"], "--halving ends trials early, and there are none: give --tune or --grid as well"),
         (["--tune", "4", "--halving", "1"], "--halving must be at least 2, not 1"),
-        (["--tune", "4", "--halving", "4"], "--halving 4: no trial can end early where --epochs 1 and trials are so few"),
+        (["--tune", "4", "--halving", "4"], "--halving 4: no trial can end early where --epochs 1"),
         (["--tune", "3", "--val-fraction", "0"], "--tune chooses on the validation part, and there is none"),
     ],
 )
