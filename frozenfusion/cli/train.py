@@ -87,7 +87,7 @@ class TrainOptions(DataOptions, TrainConfig, JointConfig):
     """NAME=VALUE,VALUE in place of random trials: every combination, as in lr=1e-4,1e-3 head.layers=1,2"""
 
     halving: int = 0
-    """factor of successive halving: with 4, trials begin short and the best quarter goes on; 0 gives all the same epochs"""
+    """factor of successive halving: with 4, trials begin short and the best quarter goes on; 0 does without"""
 
     label_fraction: tuple[float, ...] = ()
     """part of the train part's labels that counts, drawn by the seed; several, or several --seeds, make the curve"""
