@@ -12,6 +12,7 @@ import runpy
 import signal
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -96,4 +97,9 @@ def _be(given: list[str], environment: dict[str, str], cwd: str, first: Callable
     sys.path.insert(0, os.path.dirname(given[0]))
     if first is not None:
         first()
-    runpy.run_path(given[0], run_name="__main__")
+    try:
+        runpy.run_path(given[0], run_name="__main__")
+    except KeyboardInterrupt:  # as Python itself ends, unlike `multiprocessing`
+        traceback.print_exc()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
