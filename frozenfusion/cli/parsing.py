@@ -225,8 +225,7 @@ def _tyro(grouped: type[Any], arguments: Sequence[str], command: str, default: A
                 args=list(arguments),
                 default=default,
                 prog=command,
-                # comments: tyro would look for the groups' in the source, which takes as long as all else
-                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff),
+                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff),  # to look for those is slow
             )
     except SystemExit as stop:
         if not stop.code:
