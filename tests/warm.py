@@ -12,6 +12,7 @@ import runpy
 import signal
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 from conftest import ROOT
+from tqdm import tqdm
 
 SECONDS = 120
 _CONTEXT: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
@@ -95,6 +97,7 @@ def _be(given: list[str], environment: dict[str, str], cwd: str, first: Callable
     os.environ.update(environment)
     sys.argv = given
     sys.path.insert(0, os.path.dirname(given[0]))
+    tqdm.set_lock(threading.RLock())  # a killed process would leave the semaphore of tqdm's own behind
     if first is not None:
         first()
     try:
