@@ -24,6 +24,7 @@ from conftest import ROOT
 from tqdm import tqdm
 
 SECONDS = 120
+_STREAMS = ("out", "err")
 _CONTEXT: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
 _IMPORTED = (
     *("tiny", "tyro", "efficientnet_pytorch", "matplotlib.pyplot", "sklearn.linear_model"),
@@ -59,6 +60,8 @@ class Script:
         self, script: str | Path, *words: object, cwd: Path = ROOT, first: Callable[[], object] | None = None
     ) -> None:
         self._said = tempfile.TemporaryDirectory()
+        for name in _STREAMS:
+            Path(self._said.name, name).touch()
         given = [str(ROOT / script), *map(str, words)]
         self._process = process(_be, given, dict(os.environ), str(cwd), first, self._said.name)
         self._process.start()
@@ -82,14 +85,14 @@ class Script:
             self._process.kill()
             self._process.join()
         with self._said as folder:
-            out, err = (Path(folder, name).read_text(encoding="utf-8") for name in ("out", "err"))
+            out, err = (Path(folder, name).read_text(encoding="utf-8") for name in _STREAMS)
         assert status is not None, f"it hangs: {out}{err}"
         return Ended(status, out, err)
 
 
 def _be(given: list[str], environment: dict[str, str], cwd: str, first: Callable[[], object] | None, said: str) -> None:
-    for name, handle in (("out", 1), ("err", 2)):
-        file = os.open(os.path.join(said, name), os.O_WRONLY | os.O_CREAT)
+    for handle, name in enumerate(_STREAMS, 1):
+        file = os.open(os.path.join(said, name), os.O_WRONLY)
         os.dup2(file, handle)
         os.close(file)
     os.chdir(cwd)
@@ -104,5 +107,6 @@ def _be(given: list[str], environment: dict[str, str], cwd: str, first: Callable
         runpy.run_path(given[0], run_name="__main__")
     except KeyboardInterrupt:  # as Python itself ends, unlike `multiprocessing`
         traceback.print_exc()
+        sys.stdout.flush()
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
