@@ -30,9 +30,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Files whose tests are few and long begin first, so that no process is left alone with one at the end.
 LONG_FILES = (
-    *("test_readme.py", "test_ray.py", "test_faults.py", "test_extension.py", "test_package.py", "test_jobs.py"),
-    *("test_distributed.py", "test_every_desktop.py", "test_extract_script.py", "test_train_script.py"),
-    *("test_surroundings.py", "test_evaluate_script.py", "test_scaling_docs.py"),
+    *("test_readme.py", "test_ray.py", "test_faults.py", "test_distributed.py", "test_package.py", "test_jobs.py"),
+    *("test_every_desktop.py", "test_surroundings.py", "test_architecture.py", "test_extract_script.py"),
+    *("test_train_script.py", "test_extension.py", "test_scaling_docs.py"),
 )
 
 

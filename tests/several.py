@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import pickle
 import signal
@@ -14,24 +13,21 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import warm
 from torch.distributed import TCPStore
 
 SECONDS = 60
-_CONTEXT = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-_PRELOAD = ["tiny", "frozenfusion.training.tuning", "frozenfusion.joint.run", "tyro", "matplotlib.pyplot"]
 
 
 class Launch:
     """`count` processes that call `work(*arguments)`; what each prints goes to `out`/RANK.txt."""
 
     def __init__(self, count: int, out: Path, work: Callable[..., Any], *arguments: Any) -> None:
-        if sys.platform == "linux":
-            _CONTEXT.set_forkserver_preload(_PRELOAD)  # type: ignore[attr-defined]
         out.mkdir(parents=True, exist_ok=True)
         self._out = out
         self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         given = (count, self._store.port, out, work, arguments)
-        self.processes: list[BaseProcess] = [_CONTEXT.Process(target=_work, args=(n, *given)) for n in range(count)]
+        self.processes: list[BaseProcess] = [warm.process(_work, rank, *given) for rank in range(count)]
         for process in self.processes:
             process.start()
 

@@ -17,7 +17,7 @@ import pytest
 import tiny
 from conftest import ROOT
 
-from frozenfusion.data.sample import make_sample, make_text_encoder
+from frozenfusion.cli import extract, train
 from frozenfusion.store import FeatureStore
 from frozenfusion.utils.files import is_windows_device
 
@@ -68,24 +68,7 @@ sys.path.insert(0, ROOT)
 """
 
 
-def run(code: str, cwd: Path) -> str:
-    program = WITHOUT_POSIX.replace("ROOT", repr(str(ROOT))) + code
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("work")
-
-
-def test_the_whole_way_goes_without_posix(work: Path):
-    """Sample, extraction, more images, a rebuild, a training that is resumed, frozen text, evaluation, prediction."""
-    code = """
+THE_WHOLE_WAY = """
 from frozenfusion.cli.main import main
 import shutil, pathlib
 def call(*words):
@@ -93,6 +76,7 @@ def call(*words):
     assert status == 0, (status, words)
 call("sample", "data", "--pairs", 40)
 network = ("--cache", "cache.h5", "--backbone", "efficientnet-b0", "--weights", "random", "--image-size", 32)
+encoder = ("--text-encoder", "data/text-encoder", "--text-weights", "random")
 later = pathlib.Path("data/data/9.jpg"); kept = later.read_bytes(); later.unlink()
 call("extract", "data", *network)
 later.write_bytes(kept)
@@ -102,48 +86,56 @@ manifest.write_text("id,image,text\\n1,data/data/1.jpg,hello\\nzzz,data/data/2.j
 call("extract", manifest, *network)  # a larger file takes the place of the one that is mapped
 call("extract", "data", *network, "--rebuild")
 call("extract", "--verify", "cache.h5")
-common = ("data", "--cache", "cache.h5", "--text-encoder", "data/text-encoder", "--text-weights", "random")
+common = ("data", "--cache", "cache.h5", *encoder)
 call("train", *common, "--run", "runs/concat", "--epochs", 1)
 call("train", *common, "--run", "runs/concat", "--epochs", 2)
 call("train", *common, "--run", "runs/heads", "--fusion", "text", "gated", "--freeze-text", "--epochs", 1)
 call("evaluate", "runs/heads", "data", "--cache", "cache.h5", "--bootstrap", 100)
+call("extract", "data", "--cache", "there.h5", *network[2:])
+call("train", "data", "--cache", "there.h5", *encoder, "--epochs", 1, "--run", "there", "--precision", "float32")
 import frozenfusion as ff
 model = ff.PairClassifier.from_pretrained("runs/concat")
 print(len(model.predict(ff.load_pairs("data")[:3])))
 assert not list(pathlib.Path().glob("*.lock"))
 """
-    assert run(code, work).splitlines()[-1] == "3"
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a process without POSIX did the whole way, and what it printed."""
+    folder = tmp_path_factory.mktemp("work")
+    program = WITHOUT_POSIX.replace("ROOT", repr(str(ROOT))) + THE_WHOLE_WAY
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    (folder / "printed").write_text(done.stdout)
+    return folder
+
+
+def test_the_whole_way_goes_without_posix(work: Path):
+    """Sample, extraction, more images, a rebuild, a training that is resumed, frozen text, evaluation, prediction."""
+    assert (work / "printed").read_text().splitlines()[-1] == "3"
     assert (work / "runs" / "heads" / "comparison" / "report.html").exists()
     options = json.loads((work / "runs" / "concat" / "config.json").read_text())["options"]
     assert options["run"] == "runs/concat"
     assert "\\" not in (work / "runs" / "heads" / "sweep.csv").read_text()
 
 
-def test_it_computes_the_same_bits_as_with_posix(work: Path, tmp_path: Path):
+def test_it_computes_the_same_bits_as_with_posix(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Without posix_fallocate, pwrite and madvise the same rows and parameters come out."""
-    from frozenfusion.cli import extract, train
-
-    data = make_sample(tmp_path / "data", 40)
-    make_text_encoder(data / "text-encoder", ["a text"])
-    code = f"""
-from frozenfusion.cli.main import main
-assert main(["extract", {str(data)!r}, "--cache", "there.h5", "--backbone", "efficientnet-b0", "--weights", "random",
-             "--image-size", "32"]) == 0
-assert main(["train", {str(data)!r}, "--cache", "there.h5", "--text-encoder", {str(data / "text-encoder")!r},
-             "--text-weights", "random", "--epochs", "1", "--run", "there", "--precision", "float32"]) == 0
-"""
-    run(code, tmp_path)
-    here = tmp_path / "here.h5"
+    monkeypatch.chdir(work)
+    here, run_here = tmp_path / "here.h5", tmp_path / "here"
     network = ["--backbone", "efficientnet-b0", "--weights", "random", "--image-size", "32"]
-    assert extract.main([str(data), "--cache", str(here), *network]) == 0
-    stores = FeatureStore(here), FeatureStore(tmp_path / "there.h5")
+    assert extract.main(["data", "--cache", str(here), *network]) == 0
+    stores = FeatureStore(here), FeatureStore(work / "there.h5")
     for name in ("ids", "features", "status", "digest", "stat", "crc32"):
         assert np.array_equal(*(getattr(store, name) for store in stores)), name
-    flags = ["--text-encoder", str(data / "text-encoder"), "--text-weights", "random", "--epochs", "1"]
-    run_here = tmp_path / "here"
-    words = [str(data), "--cache", str(here), *flags, "--run", str(run_here), "--precision", "float32"]
-    assert train.main(words) == 0
-    tiny.assert_same_tensors(run_here / "model.safetensors", tmp_path / "there" / "model.safetensors")
+    flags = ["--text-encoder", "data/text-encoder", "--text-weights", "random", "--epochs", "1"]
+    assert train.main(["data", "--cache", str(here), *flags, "--run", str(run_here), "--precision", "float32"]) == 0
+    tiny.assert_same_tensors(run_here / "model.safetensors", work / "there" / "model.safetensors")
 
 
 @pytest.mark.parametrize("name", ["NUL", "nul.txt", "CON.jpg", "com1.txt", "LPT9", "a:b.txt", "aux .txt"])

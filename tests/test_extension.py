@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -14,6 +12,7 @@ import pytest
 import tiny
 from conftest import ROOT
 from PIL import Image
+from warm import Ended, Script
 
 import frozenfusion as ff
 from frozenfusion.cli import evaluate, extract
@@ -58,13 +57,6 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(work: Path, script: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / script), *words],
-        cwd=work, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-
-
 @pytest.fixture
 def here(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """The commands in this process, whose imports take no seconds; what they register is forgotten afterwards."""
@@ -90,8 +82,8 @@ COMMON = (
 )
 
 
-def train(work: Path, name: str, *more: str) -> subprocess.CompletedProcess[str]:
-    return run(work, "train_head.py", "data/pairs.csv", *COMMON, "--run", name, *more)
+def train(work: Path, name: str, *more: str) -> Ended:
+    return Script("train_head.py", "data/pairs.csv", *COMMON, "--run", name, *more, cwd=work).finish()
 
 
 PRODUCT = ("--import", "my_heads.py", "--fusion", "product", "--head-option", "layers=2", "--head-option", "scale=0.5")
@@ -100,10 +92,10 @@ PRODUCT = ("--import", "my_heads.py", "--fusion", "product", "--head-option", "l
 @pytest.fixture(scope="module")
 def trained(work: Path) -> Path:
     """A run of the user's head, stopped after an epoch and resumed in another process."""
-    assert train(work, "runs/product", *PRODUCT, "--epochs", "1").returncode == 0
+    assert train(work, "runs/product", *PRODUCT, "--epochs", "1").status == 0
     done = train(work, "runs/product", *PRODUCT, "--epochs", "3")
-    assert done.returncode == 0, done.stderr
-    assert "resumed after epoch 1" in done.stderr
+    assert done.status == 0, done.err
+    assert "resumed after epoch 1" in done.err
     return work / "runs" / "product"
 
 
@@ -130,19 +122,16 @@ def test_a_run_remembers_its_head_its_options_and_where_the_class_came_from(work
 def test_it_is_evaluated_and_compared_like_the_others(work: Path, trained: Path, here):
     assert here("train_head.py", "data/pairs.csv", *COMMON, "--run", "runs/concat", "--epochs", "1")[0] == 0
     words = ["runs/product", "runs/concat", "data/pairs.csv", "--cache", "features.h5", "--import", "my_heads.py"]
-    done = run(work, "evaluate.py", *words, "--bootstrap", "100", "--out", "out")
-    assert done.returncode == 0, done.stderr
-    assert "product − concat" in done.stdout
-    code = (
+    done = Script("evaluate.py", *words, "--bootstrap", "100", "--out", "out", cwd=work).finish()
+    assert done.status == 0, done.err
+    assert "product − concat" in done.out
+    (work / "load.py").write_text(
         "import my_heads, frozenfusion as ff\n"
         "model = ff.PairClassifier.from_pretrained('runs/product')\n"
         "print(type(model.head).__name__, model.predict(ff.load_pairs('data/pairs.csv')[:2], 'features.h5'))"
     )
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], cwd=work, env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert loaded.stdout.startswith("Product ["), loaded.stderr
+    loaded = Script(work / "load.py", cwd=work).finish()
+    assert loaded.out.startswith("Product ["), loaded.err
 
 
 def test_a_run_whose_class_is_not_there_says_what_to_import_and_imports_nothing(work: Path, trained: Path, here):
@@ -208,8 +197,8 @@ def test_a_network_of_one_s_own_makes_features_and_later_those_of_new_images(wor
     (work / "data" / "posts.csv").write_text("\n".join(lines) + "\n")
     words = ["data/posts.csv", "--cache", "patches.h5", "--import", "my_networks.py", "--backbone", "patches"]
     words += ["--weights", "7", "--image-size", "64", "--device", "cpu"]
-    done = run(work, "extract_features.py", *words)
-    assert done.returncode == 0, done.stderr
+    done = Script("extract_features.py", *words, cwd=work).finish()
+    assert done.status == 0, done.err
     store = ff.FeatureStore(work / "patches.h5")
     assert store.shape == (12,)
     assert store.fingerprint["normalisation"] == "mean 0.5 0.5 0.5, std 0.25 0.25 0.25"

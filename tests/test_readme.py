@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -12,6 +11,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 from conftest import ROOT
+from warm import Script
 
 from frozenfusion.cli.evaluate import EvaluateOptions
 from frozenfusion.cli.extract import ExtractOptions
@@ -21,7 +21,6 @@ from frozenfusion.fusion.base import HEADS, HeadInputs
 from frozenfusion.fusion.registry import build_head, head_class
 from frozenfusion.vision.registry import BACKBONES
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -70,18 +69,13 @@ def test_the_python_of_the_readme_runs(demo, tmp_path):
     for shown, here in small.items():
         assert shown in example
         example = example.replace(shown, here)
-    done = subprocess.run(
-        [sys.executable, "-c", example], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "majority class" in done.stdout
-    assert "'positive'" in done.stdout
     (tmp_path / "my_heads.py").write_text(head)
-    done = subprocess.run(
-        [sys.executable, "-c", "import frozenfusion as ff, my_heads; print(ff.head_names())"],
-        cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert "'product'" in done.stdout, done.stderr
+    (tmp_path / "example.py").write_text(f"{example}\nimport my_heads; print(ff.head_names())")
+    done = Script(tmp_path / "example.py", cwd=tmp_path).finish()
+    assert done.status == 0, done.err
+    assert "majority class" in done.out
+    assert "'positive'" in done.out
+    assert "'product'" in done.out
 
 
 def test_every_command_shown_parses(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, get_type_hints
 
@@ -14,8 +15,9 @@ Groups = Mapping[str, Sequence[str]]
 """Titles, each with the names of its options."""
 
 
+@functools.cache
 def grouped_options(kind: Any) -> type[Any]:
-    """The options as tyro shows them best: a dataclass of one dataclass per group."""
+    """The options as tyro shows them best: a dataclass of one dataclass per group. It is made once."""
     hints, docs = get_type_hints(kind, include_extras=True), field_docs(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}
     missing = dataclasses.MISSING

@@ -181,7 +181,7 @@ def parse(kind: type[Options], arguments: Sequence[str], command: str = "frozenf
     for name in _values_of("import", arguments):
         _check_names(name)
         import_plugin(name)
-    grouped = grouped_options(kind)
+    grouped = grouped_options(kind)  # type: ignore[arg-type]  # mypy doubts that a class has a hash
     paths, recipes = _values_of("config", arguments), _values_of("recipe", arguments)
     default: Any = None
     head_options: dict[str, str] = {}
@@ -225,7 +225,7 @@ def _tyro(grouped: type[Any], arguments: Sequence[str], command: str, default: A
                 args=list(arguments),
                 default=default,
                 prog=command,
-                config=(tyro.conf.FlagCreatePairsOff,),
+                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff),  # to look for those is slow
             )
     except SystemExit as stop:
         if not stop.code:

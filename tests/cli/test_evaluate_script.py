@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from trained import make_run, make_world
+from warm import Script
 
 import evaluate
-
-SCRIPT = ROOT / "evaluate.py"
 
 
 @pytest.fixture(scope="module")
@@ -23,19 +19,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_tables_go_to_stdout_and_messages_to_stderr(world: Path):
-    done = subprocess.run(
-        [sys.executable, SCRIPT, "runs/image", "data/pairs.csv", "--cache", "features.h5", "--bootstrap", "200"],
-        cwd=world,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "accuracy" in done.stdout
-    assert "majority class" in done.stdout
-    assert "60 pairs (manifest layout)" in done.stderr
-    assert "60 pairs (manifest layout)" not in done.stdout
+    words = ("runs/image", "data/pairs.csv", "--cache", "features.h5", "--bootstrap", "200")
+    done = Script("evaluate.py", *words, cwd=world).finish()
+    assert done.status == 0, done.err
+    assert "accuracy" in done.out
+    assert "majority class" in done.out
+    assert "60 pairs (manifest layout)" in done.err
+    assert "60 pairs (manifest layout)" not in done.out
     for name in ("predictions.csv", "metrics.json", "confusion.png", "report.html"):
         assert (world / "runs" / "image" / "evaluation" / name).is_file()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import random
 import resource
 import shutil
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
+from warm import Script
 
 import extract_features
 from frozenfusion.store.reader import FeatureStore
@@ -23,8 +23,41 @@ from frozenfusion.store.status import PENDING
 from frozenfusion.utils.errors import UserError
 
 IMAGES = 60
-LONG_AT_WORK = ("--image-size", "320")  # many times as long as it takes until the first rows are ok
 KILLS = 4
+# While there is a file "slow" beside it, it takes seconds, of which the first rows are ok after one.
+NETWORK = """
+import time
+from pathlib import Path
+import torch
+from frozenfusion import register_backbone
+
+class Network(torch.nn.Conv2d):
+    def forward(self, images):
+        if Path(__file__).with_name("slow").exists():
+            time.sleep(0.15)
+        return super().forward(images)
+
+@register_backbone("patches")
+def patches(weights):
+    torch.manual_seed(0)
+    return Network(3, 1280, 16, stride=16)
+"""
+
+
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory):
+    path = tmp_path_factory.mktemp("plugin") / "patches.py"
+    path.write_text(NETWORK)
+    return path
+
+
+@pytest.fixture
+def slow(plugin):
+    """A file that makes the network slow, as long as it is there."""
+    path = plugin.with_name("slow")
+    path.touch()
+    yield path
+    path.unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="module")
@@ -38,19 +71,13 @@ def data(tmp_path_factory):
     return folder
 
 
-def started(data, cache, *arguments, **options):
-    command = [sys.executable, "extract_features.py", data, "--cache", cache, "--backbone", "efficientnet-b0"]
-    command += ["--weights", "random", "--image-size", "160", "--batch-size", "2", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        list(map(str, command)), cwd=ROOT, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
-    )  # fmt: skip
+@pytest.fixture(scope="module")
+def started(plugin):
+    def start(data, cache, *more, **options):
+        network = ("--import", plugin, "--backbone", "patches", "--image-size", "32", "--batch-size", "2")
+        return Script("extract_features.py", data, "--cache", cache, *network, *more, **options)
 
-
-def finished(process):
-    out, err = process.communicate(timeout=120)
-    return process.returncode, out, err
+    return start
 
 
 def wait_for_rows(process, cache, count):
@@ -65,36 +92,37 @@ def wait_for_rows(process, cache, count):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(data, tmp_path_factory):
+def uninterrupted(started, data, tmp_path_factory):
     cache = tmp_path_factory.mktemp("whole") / "features.h5"
-    status, out, err = finished(started(data, cache))
+    status, out, err = started(data, cache).finish()
     assert status == 0, err
     assert f"{IMAGES - 1} ok" in out
     return FeatureStore(cache)
 
 
-def test_killed_at_random_moments_and_resumed_it_ends_as_if_uninterrupted(data, uninterrupted, tmp_path):
+def test_killed_at_random_moments_and_resumed_it_ends_as_if_uninterrupted(started, data, slow, uninterrupted, tmp_path):
     cache, moments, begun = tmp_path / "features.h5", random.Random(0), []
     for kill in range(KILLS):
         process = started(data, cache)
         wait_for_rows(process, cache, kill * IMAGES // KILLS)
         time.sleep(moments.random() * 0.3)
         process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.finish()
         if cache.exists():
             store = FeatureStore(cache)
             ok = store.status == 1
             begun.append(int(ok.sum()))
             assert np.array_equal(store.features[ok], uninterrupted.features[ok])
     assert begun == sorted(begun)  # nothing finished was lost
-    assert finished(started(data, cache))[0] == 0
+    slow.unlink()
+    assert started(data, cache).finish().status == 0
     store = FeatureStore(cache)
     for name in ("ids", "features", "status", "digest", "crc32", "stat"):
         assert np.array_equal(getattr(store, name), getattr(uninterrupted, name)), name
     assert sorted(path.name for path in tmp_path.iterdir()) == ["features.bad.csv", "features.h5"]
 
 
-def test_interrupted_within_an_image_that_takes_for_ever_it_ends_at_once(data, tmp_path):
+def test_interrupted_within_an_image_that_takes_for_ever_it_ends_at_once(started, data, slow, tmp_path):
     shutil.copytree(data, tmp_path / "posts")
     file = io.BytesIO()
     Image.new("L", (4000, 4000)).save(file, "JPEG", progressive=True)
@@ -105,49 +133,51 @@ def test_interrupted_within_an_image_that_takes_for_ever_it_ends_at_once(data, t
     process = started(tmp_path / "posts", cache, "--image-seconds", "600")
     wait_for_rows(process, cache, 1)
     process.send_signal(signal.SIGINT)
-    assert finished(process)[0] == 130
+    assert process.finish().status == 130
     assert FeatureStore(cache).status[20] == PENDING
 
 
 @pytest.mark.parametrize(("how", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted_or_terminated_it_keeps_its_rows_and_says_so(data, tmp_path, how, expected):
+def test_interrupted_or_terminated_it_keeps_its_rows_and_says_so(started, data, slow, tmp_path, how, expected):
     cache = tmp_path / "features.h5"
-    process = started(data, cache, *LONG_AT_WORK)
+    process = started(data, cache)
     wait_for_rows(process, cache, 1)
     process.send_signal(how)
-    status, _, err = finished(process)
+    status, _, err = process.finish()
     assert status == expected
     assert "kept" in err.splitlines()[-1]
     assert "Traceback" not in err
     assert FeatureStore(cache).counts()["ok"] >= 1
 
 
-def test_a_second_writer_is_refused_and_the_first_goes_on(data, tmp_path):
+def test_a_second_writer_is_refused_and_the_first_goes_on(started, data, slow, tmp_path):
     cache = tmp_path / "features.h5"
-    first = started(data, cache, *LONG_AT_WORK)
+    first = started(data, cache)
     wait_for_rows(first, cache, 1)
     first.send_signal(signal.SIGSTOP)  # so that it is surely still at work
-    status, _, err = finished(started(data, cache, *LONG_AT_WORK))
+    status, _, err = started(data, cache).finish()
+    slow.unlink()
     first.send_signal(signal.SIGCONT)
     assert status == 1
     assert f"process {first.pid} is writing it" in err.splitlines()[-1]
-    status, out, _ = finished(first)
+    status, out, _ = first.finish()
     assert status == 0
     assert f"{IMAGES - 1} ok" in out
 
 
-def test_without_room_it_fails_in_one_line_and_goes_on_once_there_is_some(data, tmp_path):
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+def limit():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
+
+def test_without_room_it_fails_in_one_line_and_goes_on_once_there_is_some(started, data, tmp_path):
     cache = tmp_path / "features.h5"
-    status, _, err = finished(started(data, cache, preexec_fn=limit))
+    status, _, err = started(data, cache, first=limit).finish()
     assert status == 1
     assert err.splitlines()[-1].startswith("error: ")
     assert "file-size limit" in err
     assert "Traceback" not in err
     assert not cache.exists()
-    assert finished(started(data, cache))[0] == 0
+    assert started(data, cache).finish().status == 0
 
 
 @pytest.mark.parametrize("flag", ["--info", "--verify"])

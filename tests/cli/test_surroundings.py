@@ -18,6 +18,7 @@ import tiny
 from conftest import ROOT
 from PIL import Image
 from trained import make_run, make_world
+from warm import Script
 
 from frozenfusion.cli import evaluate, extract, train
 from frozenfusion.cli.evaluate import EvaluateOptions
@@ -132,19 +133,18 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
-def signalled(marks: Path, arguments: list[str], when: str, signals: list[signal.Signals]) -> tuple[int, str]:
+def signalled(marks: Path, arguments: list[str], when: str, signals: list[signal.Signals]) -> tuple[int | None, str]:
     """Exit status and messages of a command that gets signals while it commits, as soon as there is a mark."""
     marks.mkdir()
-    command = [sys.executable, "-c", SLOW_COMMITS, str(marks), *arguments]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
-        deadline = time.monotonic() + SECONDS
-        while not (marks / when).exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.005)
-        for each in signals:
-            process.send_signal(each)
-            time.sleep(0.1)
-        _, messages = process.communicate(timeout=SECONDS)
-    return process.returncode, messages
+    (marks / "slow_commits.py").write_text(SLOW_COMMITS)
+    process, deadline = Script(marks / "slow_commits.py", marks, *arguments), time.monotonic() + SECONDS
+    while not (marks / when).exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    for each in signals:
+        process.send_signal(each)
+        time.sleep(0.1)
+    status, _, messages = process.finish()
+    return status, messages
 
 
 def test_a_second_signal_while_rows_are_committed_loses_none(images: Path, tmp_path: Path) -> None:

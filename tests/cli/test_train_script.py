@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import tiny
-from conftest import ROOT
+from warm import Script
 
 import train_head
 from frozenfusion.utils.files import read_json
 
-SCRIPT = ROOT / "train_head.py"
 SECONDS = 120
 
 
@@ -31,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(folder: Path, run: Path, *more: str) -> list[str]:
     options = tiny.make_training(folder)
     return [
-        *(sys.executable, str(SCRIPT), str(options.data), "--cache", str(options.cache), "--run", str(run)),
+        *(str(options.data), "--cache", str(options.cache), "--run", str(run)),
         *("--text-encoder", options.config.text_encoder, "--text-weights", "random", "--device", "cpu"),
         *("--precision", "float32", "--save-every", "100", *more),
     ]
@@ -39,18 +36,17 @@ def command(folder: Path, run: Path, *more: str) -> list[str]:
 
 def run_here(arguments: list[str]) -> int:
     """What the script does, in this process: its imports take seconds."""
-    return train_head.main(arguments[2:], "train_head.py")
+    return train_head.main(arguments, "train_head.py")
 
 
-def stopped(arguments: list[str], how: signal.Signals, when: Callable[[], bool]) -> tuple[int, str]:
+def stopped(arguments: list[str], how: signal.Signals, when: Callable[[], bool]) -> tuple[int | None, str]:
     """Exit status and messages of a process that is sent a signal once `when` holds."""
-    with subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
-        deadline = time.monotonic() + SECONDS
-        while not when() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.005)
-        process.send_signal(how)
-        _, messages = process.communicate(timeout=SECONDS)
-    return process.returncode, messages
+    process, deadline = Script("train_head.py", *arguments), time.monotonic() + SECONDS
+    while not when() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(how)
+    status, _, messages = process.finish()
+    return status, messages
 
 
 def epochs_done(run: Path) -> int:
@@ -115,7 +111,7 @@ def test_a_configuration_file_of_a_run_is_a_configuration(
 ) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     assert run_here(command(folder, first, "--epochs", "1", "--fusion", "weighted", "--alpha", "learned")) == 0
-    again = ["python", "train_head.py", "--config", str(first / "config.json"), "--run", str(second)]
+    again = ["--config", str(first / "config.json"), "--run", str(second)]
     assert run_here(again) == 0
     tiny.assert_same_tensors(first / "model.safetensors", second / "model.safetensors")
     assert str(second) in capsys.readouterr().out

@@ -8,8 +8,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, write_posts
+from conftest import write_posts
 from PIL import Image
+from warm import Script
 
 from frozenfusion.cli import extract as extract_command
 from frozenfusion.data.pairs import load_pairs
@@ -168,21 +167,16 @@ def slow_data(data: Path) -> Path:
     return folder
 
 
-def started(plugin: Path, data: Path, cache: Path, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "extract_features.py", str(data), "--cache", str(cache), "--image-seconds", "600"]
-    command += ["--import", str(plugin)]
-    for option, value in NETWORK.items():
-        command += [f"--{option.replace('_', '-')}", str(value)]
-    return subprocess.Popen(
-        [*command, *arguments], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+def started(plugin: Path, data: Path, cache: Path, *arguments: str) -> Script:
+    network = [word for option, value in NETWORK.items() for word in (f"--{option.replace('_', '-')}", value)]
+    words = (data, "--cache", cache, "--image-seconds", 600, "--import", plugin, *network, *arguments)
+    return Script("extract_features.py", *words)
 
 
-def wait_for(process: subprocess.Popen[str], folder: Path, pattern: str) -> None:
+def wait_for(process: Script, folder: Path, pattern: str) -> None:
     ends = time.monotonic() + 60
     while not list(folder.glob(pattern)):
-        assert process.poll() is None, process.communicate()[1]
+        assert process.poll() is None, process.finish()
         assert time.monotonic() < ends
         time.sleep(0.02)
 
@@ -196,7 +190,7 @@ def test_killed_it_loses_its_claim_and_the_next_goes_on(
     assert "others are computing 1" in str(run(slow_data, folder))  # all but what the living one is at work on
     assert shard_names(folder) == [ALL[0], ALL[2], ALL[3]]
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.finish()
     assert list(folder.glob("*.claim-1"))
     shutil.copy2(data / "p05.png", slow_data / "p05.png")
     assert run(slow_data, folder).timing.images <= ROWS

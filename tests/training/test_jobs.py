@@ -6,7 +6,6 @@ import csv
 import os
 import pickle
 import signal
-import subprocess
 import sys
 import textwrap
 import time
@@ -17,6 +16,7 @@ import pytest
 import tiny
 import torch
 from conftest import ROOT
+from warm import Script
 
 import frozenfusion as ff
 from frozenfusion.data import listing
@@ -139,21 +139,19 @@ def test_ctrl_c_ends_every_process_and_keeps_finished_epochs(tmp_path: Path) -> 
     script, run = tmp_path / "script.py", tmp_path / "run"
     tests = str(ROOT / "tests")
     script.write_text(textwrap.dedent(SCRIPT).format(root=str(ROOT), tests=tests, folder=str(tmp_path), run=str(run)))
-    process = subprocess.Popen(
-        [sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    process = Script(script, first=os.setsid)
     files = [run / head / "metrics.jsonl" for head in ("concat", "text")]
     try:
         end = time.monotonic() + SECONDS
         while not all(file.exists() for file in files):
             assert time.monotonic() < end
-            assert process.poll() is None, process.communicate()
+            assert process.poll() is None, process.finish()
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to all
-        output, messages = process.communicate(timeout=SECONDS)
+        status, output, messages = process.finish()
     finally:
-        process.kill()
-    assert process.returncode == -signal.SIGINT
+        process.send_signal(signal.SIGKILL)
+    assert status == -signal.SIGINT
     assert output == "begun\n"  # once: no process ran the script again
     assert messages.count("Traceback") == 1, messages  # the script's own
     with pytest.raises(ProcessLookupError):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import resource
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import warm
 from tiny import Training
 
 from frozenfusion.data.splits import Split
@@ -166,34 +166,25 @@ def train_quietly(options: Training) -> None:
     train(options)
 
 
-@pytest.fixture(scope="module")
-def processes() -> Iterator[Any]:
-    """Starts processes from a clean one that has imported everything already."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["frozenfusion.training.run"])
-    return context
-
-
-def exit_status(process: Any) -> int:
+def exit_status(work: Callable[..., Any], *arguments: Any) -> int | None:
+    """Of a process that does the work."""
+    process = warm.process(work, *arguments)
     process.start()
     process.join(120)
     return process.exitcode
 
 
-def test_a_training_killed_at_any_write_and_resumed_equals_one_that_was_not(
-    options: Training, tmp_path: Path, processes: Any
-) -> None:
+def test_a_training_killed_at_any_write_and_resumed_equals_one_that_was_not(options: Training, tmp_path: Path) -> None:
     options = changed(options, save_every=2)
     whole, run = tmp_path / "whole", tmp_path / "run"
-    assert exit_status(processes.Process(target=train_quietly, args=(changed(options, run=whole),))) == 0
+    assert exit_status(train_quietly, changed(options, run=whole)) == 0
     kills = 0
     for writes in range(1, 12):  # each time a little further, in one run folder
-        killed = processes.Process(target=train_until_killed, args=(options, writes, writes % 2 == 0))
-        if exit_status(killed) != -signal.SIGKILL:
+        if exit_status(train_until_killed, options, writes, writes % 2 == 0) != -signal.SIGKILL:
             break
         kills += 1
     assert kills >= 6
-    assert exit_status(processes.Process(target=train_quietly, args=(options,))) == 0
+    assert exit_status(train_quietly, options) == 0
     assert_same_runs(run, whole)
 
 
@@ -207,12 +198,10 @@ def train_on_little_disk(options: Training) -> None:
         sys.exit(error.exit_status)
 
 
-def test_a_full_disk_keeps_the_epochs_before_and_the_same_command_goes_on(
-    options: Training, tmp_path: Path, processes: Any
-) -> None:
+def test_a_full_disk_keeps_the_epochs_before_and_the_same_command_goes_on(options: Training, tmp_path: Path) -> None:
     whole = train(changed(options, run=tmp_path / "whole"))
     train(changed(options, epochs=1))
-    assert exit_status(processes.Process(target=train_on_little_disk, args=(options,))) == 1
+    assert exit_status(train_on_little_disk, options) == 1
     assert read_state(RunFolder(options.run)).epochs == 1
     assert not list(options.run.glob(".*"))
     assert_same_runs(train(options).folder, whole.folder)
