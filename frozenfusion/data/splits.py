@@ -15,6 +15,7 @@ from frozenfusion.data.pairs import Pair, Pairs
 from frozenfusion.utils import fits
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import read_json, write_json
+from frozenfusion.utils.messages import MOST_NAMED, first_few, printable
 
 TEST_FRACTION = 0.2  # the reference's 8:2
 SHORTEST_TEXT = 10  # shorter normalised texts ("good morning" has 12 characters) are alike by chance
@@ -105,6 +106,8 @@ def split_pairs(
     for id, label, split in zip(columns.ids(), columns.label_codes.tolist(), columns.splits(), strict=True):
         if label >= 0:
             given[split].append(_Labelled(id, label))
+    if not given:
+        raise UserError(f"{pairs.source}: no pair has a label: {_where_labels_may_be(pairs)}")
     source = "files" if given["test"] else "seeded"
     train, test = given["train"], given["test"]
     if not test:
@@ -115,8 +118,15 @@ def split_pairs(
     if not val:
         train, val = stratified_sample(train, val_fraction, seed, "val")
     if not train:
-        raise UserError(f"{pairs.path}: no labelled pair is left to train on: add labels, or take a smaller fraction")
+        raise UserError(f"{pairs.source}: no labelled pair is left to train on: add labels, or take a smaller fraction")
     return Split(source, seed, _ids(train), _ids(val), _ids(test))
+
+
+def _where_labels_may_be(pairs: Pairs) -> str:
+    if not pairs.unread:
+        return "add labels (docs/data.md)"
+    names = first_few([*map(printable, pairs.unread)], MOST_NAMED)
+    return f"`columns` says which column holds them, as label=COLUMN, and there are {names}"
 
 
 def stratified_sample(pairs: Sequence[Some], fraction: float, seed: int, part: str) -> tuple[list[Some], list[Some]]:

@@ -49,8 +49,8 @@ class EvaluationInputs:
         self._validations: dict[tuple[str, ...], Labelled] = {}
         self.members: Sequence[Pair] = pairs.select(self.selection.ids)
         if any(run.model.reads_image for run in self.runs):
-            rows = store.require_rows(self.selection.ids, pairs.path)
-            require_same_images(store, rows, self.members, pairs.path)
+            rows = store.require_rows(self.selection.ids, pairs.source)
+            require_same_images(store, rows, self.members, pairs.source)
 
     def _check(self, run: Run) -> None:
         if run.model.label_names != self.label_names:
@@ -62,7 +62,7 @@ class EvaluationInputs:
             changes = self.store.differences(run.model.image_fingerprint)
             if changes:
                 model = run.model
-                make = extraction_command(self.pairs.path, "NEW.h5", model.image_fingerprint, model.image_weights)
+                make = extraction_command(self.pairs.source, "NEW.h5", model.image_fingerprint, model.image_weights)
                 raise UserError(
                     f"{run.path} was trained on other image features than {self.store.path} holds ({changes}): "
                     f"give the `features` that it was trained on, or make some in the same way with {make}"

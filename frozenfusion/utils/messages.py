@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Sequence
 
 NAMED = 3
+MOST_NAMED = 10  # where all are wanted
 LONGEST_LINE = 200
 _JOINERS = "\u200c\u200d"  # which several scripts, and some emoji, are spelt with
 

@@ -51,7 +51,7 @@ def test_every_labelled_pair_is_in_one_part_and_every_class_in_train(labels, see
     pairs = some_pairs(labels)
     labelled = [pair.id for pair in pairs if pair.label is not None]
     if not labelled:
-        with pytest.raises(UserError, match="no labelled pair"):
+        with pytest.raises(UserError, match="no pair has a label: add labels"):
             split_pairs(pairs, seed=seed, val_fraction=val_fraction)
         return
     split = split_pairs(pairs, seed=seed, val_fraction=val_fraction)
