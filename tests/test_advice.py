@@ -172,13 +172,24 @@ def test_evaluation_finds_a_file_of_another_data_set_too(desk: Desk):
     desk.succeeds("evaluate.py", text_only[3], *given[2:], "one.h5")  # which looks at no image
 
 
+def test_data_sets_of_one_name_do_not_share_a_file(desk: Desk):
+    shutil.move(make_data(Path("other") / "cats", 3), "other/cats.csv")
+    shutil.move("other/cats/pictures", "other/pictures")
+    desk.succeeds(*desk.extract("cats/cats.csv"))
+    before = Path("cache/cats-small.h5").read_bytes()
+    words = desk.follow(desk.fails(*desk.extract("other/cats.csv")), 0)
+    assert Path("cache/cats-small.h5").read_bytes() == before
+    desk.succeeds(*desk.train("other/cats.csv", "--cache", words[words.index("--cache") + 1]))
+    assert "cache/cats-small.h5" in desk.succeeds(*desk.train("cats/cats.csv"))  # the only one of that name
+
+
 @pytest.mark.parametrize("count", [2, 20])
 def test_replaced_images_stop_training_until_they_are_computed_again(desk: Desk, count: int):
     desk.succeeds(*desk.extract("cats/cats.csv"))
     replace("cats", count)
     said = desk.fails(*desk.train("cats/cats.csv"))
-    assert "another data set" not in said  # the file is named after this one
-    desk.follow(said)
+    assert ("another data set" in said) == (count > 2)
+    desk.follow(said, -1)
     assert "other images" not in desk.succeeds(*desk.train("cats/cats.csv"))
 
 

@@ -24,7 +24,7 @@ from frozenfusion.data.records import COLUMNS, SENTIMENTS, checked_columns
 from frozenfusion.store.command import DataSource
 from frozenfusion.utils.errors import UsageError, UserError
 from frozenfusion.utils.files import reading
-from frozenfusion.utils.messages import printable
+from frozenfusion.utils.messages import printable, some_of
 from frozenfusion.utils.remote import address_of
 
 
@@ -119,8 +119,9 @@ class Pairs(Sequence[Pair]):
     def summary(self) -> str:
         """What was found, in one line for a person."""
         labels = np.bincount(self.columns.label_codes + 1, minlength=len(self.label_names) + 1)
-        classes = dict(zip((*self.label_names, "unlabelled"), (*labels[1:], labels[0]), strict=True))
-        told = [f"{len(self):,} pairs ({self.layout} layout)", _counts(classes)]
+        classes = dict(zip(self.label_names, labels[1:].tolist(), strict=True))
+        labelled = [*filter(None, (_counts(classes), _counts({"unlabelled": int(labels[0])})))]
+        told = [f"{len(self):,} pairs ({self.layout} layout)", ", ".join(labelled)]
         told.append(f"texts: {_counts(self.text_counts)}")
         if self.dropped:
             told.append(f"left out: {_counts(self.dropped)}")
@@ -128,7 +129,7 @@ class Pairs(Sequence[Pair]):
 
 
 def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count:,} {printable(name)}" for name, count in counts.items() if count)
+    return some_of([f"{count:,} {printable(name)}" for name, count in counts.items() if count])
 
 
 def load_pairs(

@@ -20,7 +20,7 @@ from frozenfusion.store.command import extraction_command
 from frozenfusion.store.reader import FeatureStore
 from frozenfusion.store.status import OK
 from frozenfusion.utils.errors import UserError
-from frozenfusion.utils.messages import printable
+from frozenfusion.utils.messages import printable, some_of
 
 
 class EvaluationInputs:
@@ -55,7 +55,7 @@ class EvaluationInputs:
     def _check(self, run: Run) -> None:
         if run.model.label_names != self.label_names:
             told = " and ".join(
-                f"{', '.join(map(printable, each.model.label_names))} ({each.path})" for each in (self.runs[0], run)
+                f"{some_of([*map(printable, each.model.label_names)])} ({each.path})" for each in (self.runs[0], run)
             )
             raise UserError(f"the runs have different classes, {told}: evaluate them one by one")
         if run.model.reads_image:

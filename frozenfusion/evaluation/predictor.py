@@ -54,7 +54,8 @@ class Predictor:
         runs, withheld = self._inputs.runs, self._inputs.config.without
         with Progress(len(runs) * len(self._inputs.members), "pairs", "evaluation") as progress:
             for run in runs:
-                model, dataset = self._load(run, self._inputs.members)
+                with progress.paused():  # texts are read and encoded, which says how far it is by itself
+                    model, dataset = self._load(run, self._inputs.members)
                 yield run, self._predict(run, model, dataset, all_questions(model, withheld), progress)
 
     def validation(self, run: Run) -> NDArray[np.float64]:

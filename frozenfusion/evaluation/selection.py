@@ -12,7 +12,7 @@ from frozenfusion.data.pairs import Pairs
 from frozenfusion.evaluation.runs import Run
 from frozenfusion.model.run_folder import UNKNOWN
 from frozenfusion.utils.errors import UserError
-from frozenfusion.utils.messages import first_few
+from frozenfusion.utils.messages import first_few, some_of
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def labels_of(pairs: Pairs, ids: Sequence[str], label_names: Sequence[str]) -> N
     ]
     if foreign:
         raise UserError(
-            f"{pairs.source}: has the class {foreign[0]!r}, and the model knows {', '.join(label_names)}: "
+            f"{pairs.source}: has the class {foreign[0]!r}, and the model knows {some_of(label_names)}: "
             "evaluate it on data with its own classes"
         )
     own = np.array([*(place.get(name, -1) for name in pairs.label_names), -1], dtype=np.int64)

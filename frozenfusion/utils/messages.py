@@ -16,6 +16,11 @@ def first_few(names: Sequence[str], most: int = NAMED) -> str:
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
+def some_of(names: Sequence[str], most: int = 20) -> str:
+    """The first names of a list, and how many there are beside them: `a, b and 12 more`."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+
 def first_line(error: BaseException) -> str:
     """What an error of another library says, cut to one line; its kind where it says nothing."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
