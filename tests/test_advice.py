@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import tiny
@@ -169,13 +172,24 @@ def test_evaluation_finds_a_file_of_another_data_set_too(desk: Desk):
     desk.succeeds("evaluate.py", text_only[3], *given[2:], "one.h5")  # which looks at no image
 
 
+def test_data_sets_of_one_name_do_not_share_a_file(desk: Desk):
+    shutil.move(make_data(Path("other") / "cats", 3), "other/cats.csv")
+    shutil.move("other/cats/pictures", "other/pictures")
+    desk.succeeds(*desk.extract("cats/cats.csv"))
+    before = Path("cache/cats-small.h5").read_bytes()
+    words = desk.follow(desk.fails(*desk.extract("other/cats.csv")), 0)
+    assert Path("cache/cats-small.h5").read_bytes() == before
+    desk.succeeds(*desk.train("other/cats.csv", "--cache", words[words.index("--cache") + 1]))
+    assert "cache/cats-small.h5" in desk.succeeds(*desk.train("cats/cats.csv"))  # the only one of that name
+
+
 @pytest.mark.parametrize("count", [2, 20])
 def test_replaced_images_stop_training_until_they_are_computed_again(desk: Desk, count: int):
     desk.succeeds(*desk.extract("cats/cats.csv"))
     replace("cats", count)
     said = desk.fails(*desk.train("cats/cats.csv"))
-    assert "another data set" not in said  # the file is named after this one
-    desk.follow(said)
+    assert ("another data set" in said) == (count > 2)
+    desk.follow(said, -1)
     assert "other images" not in desk.succeeds(*desk.train("cats/cats.csv"))
 
 
@@ -213,6 +227,44 @@ def test_pairs_that_the_file_lacks_are_added(desk: Desk):
     said = desk.fails(*desk.train("cats/cats.csv", "--cache", "one.h5"))
     desk.follow(said)
     desk.succeeds(*desk.train("cats/cats.csv", "--cache", "one.h5"))
+
+
+COLUMNS = "text=caption,label=mood"
+
+
+def test_commands_in_messages_read_the_data_as_it_was_read(desk: Desk):
+    lines = Path("cats/cats.csv").read_text().replace("text", "caption", 1).replace("label", "mood", 1)
+    Path("cats/cats.csv").write_text(lines)
+    reading = ("--columns", COLUMNS, "--remote", "--no-follow-links")
+    desk.succeeds(*desk.extract("cats/cats.csv", *reading))
+    with Path("cats/cats.csv").open("a") as file:
+        file.write("new,good,pictures/0.png,positive\n")
+    assert set(desk.follow(desk.fails(*desk.train("cats/cats.csv", *reading)))) >= {*reading}
+    said = desk.succeeds(*desk.train("cats/cats.csv", *reading))
+    assert set(desk.follow(said)) >= {"cats/cats.csv", *reading}
+    said = desk.fails(*desk.train("cats/cats.csv", *reading, "--cache", "none.h5"))
+    assert "extract_features.py cats/cats.csv --no-follow-links --remote --columns text=caption" in said
+
+
+@pytest.fixture
+def store() -> Iterator[Any]:
+    found = fsspec.filesystem("memory")
+    yield found
+    found.store.clear()
+
+
+def test_data_in_a_store_is_told_by_its_address(desk: Desk, store: Any):
+    store.put("cats/", "/all/", recursive=True)
+    said = desk.succeeds(*desk.extract("memory://all/cats.csv"))
+    words = desk.train("memory://all/cats.csv")
+    said += desk.succeeds(*words)
+    evaluated = desk.follow(said)
+    assert evaluated[1] == "memory://all/cats.csv"
+    names = ("evaluation/metrics.json", "config.json")
+    metrics, config = (json.loads(Path(words[3], name).read_text()) for name in names)
+    assert metrics["data"] == config["options"]["data"] == "memory://all/cats.csv"
+    said += desk.fails(*desk.train("memory://all/dogs.csv"))
+    assert "memory:/" not in said.replace("memory://", "")
 
 
 def test_images_that_came_later_are_told_of_once_and_count_after_the_command(desk: Desk):

@@ -13,14 +13,13 @@ from frozenfusion.cli.caches import cache_to_read
 from frozenfusion.cli.groups import Groups
 from frozenfusion.cli.parsing import COMMON, READING, DataOptions, run
 from frozenfusion.evaluation.config import EvaluateConfig
-from frozenfusion.store.command import default_cache, extraction_command
+from frozenfusion.store.command import DataSource
 from frozenfusion.utils import launched
 from frozenfusion.utils.errors import UsageError, UserError
 from frozenfusion.utils.files import check_writable
 
 if TYPE_CHECKING:
     from frozenfusion.evaluation.evaluator import Evaluation
-    from frozenfusion.model.config import ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +77,8 @@ def _evaluated(options: EvaluateOptions) -> Evaluation:
     found = find_runs(paths, options.checkpoint)  # before the data, which may be large
     runs = [run.path for run in found]
     _check_out(options.out or (runs[0] if len(runs) == 1 else common_folder(runs)))
-    store = FeatureStore(options.cache or cache_to_read(data, _extraction(data, found[0].model)))
+    image_network = found[0].model.image_fingerprint, found[0].model.image_weights
+    store = FeatureStore(cache_to_read(DataSource.of(data, **options.reading), options.cache, *image_network))
     pairs = options.load(data)
     log.info(pairs.summary())
     return evaluate(runs, pairs, store, config=options)
@@ -93,13 +93,6 @@ def _saved(evaluation: Evaluation, options: EvaluateOptions) -> str:
         log.info("%s", evaluation.table())  # what came out is told even where it cannot be kept
         raise
     return f"{evaluation.table()}\n\nresults in {options.out or evaluation.default_folder}: look at {look}"
-
-
-def _extraction(data: Path, model: ModelConfig) -> str:
-    """The command that makes such features of new data as a model was trained on."""
-    fingerprint, weights = model.image_fingerprint, model.image_weights
-    file = default_cache(data, str(fingerprint.get("backbone")))
-    return extraction_command(data, file, fingerprint, weights)
 
 
 def _check_out(folder: Path) -> None:

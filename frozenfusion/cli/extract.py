@@ -15,7 +15,7 @@ from frozenfusion.cli.groups import Groups
 from frozenfusion.cli.parsing import COMMON, READING, RESUMED, DataOptions, run
 from frozenfusion.data.layouts import is_data
 from frozenfusion.extraction.config import ExtractConfig
-from frozenfusion.store.command import ARRAYS
+from frozenfusion.store.command import ARRAYS, DataSource
 from frozenfusion.store.plan import is_sharded
 from frozenfusion.utils.errors import UsageError
 
@@ -112,7 +112,8 @@ def _extract(options: ExtractOptions) -> str:
 
     pairs = options.load(options.data)
     log.info(pairs.summary())
-    return str(update_features(pairs, options.cache or cache_to_make(options.data, _made_by(options)), options))
+    cache = options.cache or cache_to_make(pairs.source, _made_by(options))
+    return str(update_features(pairs, cache, options))
 
 
 def _made_by(options: ExtractOptions) -> str:
@@ -125,4 +126,4 @@ def _file_and_data(options: ExtractOptions) -> tuple[Path, Path | None]:
         return options.data, None
     if not options.data.is_dir() and not is_data(options.data):
         return options.data, None
-    return options.cache or cache_to_read(options.data), options.data
+    return cache_to_read(DataSource.of(options.data, **options.reading), options.cache), options.data

@@ -17,6 +17,7 @@ from frozenfusion.cli.groups import Groups
 from frozenfusion.cli.parsing import COMMON, READING, RESUMED, DataOptions, run
 from frozenfusion.fusion.options import parse_grid, parse_options
 from frozenfusion.joint.config import JointConfig, check_fraction
+from frozenfusion.store.command import DataSource
 from frozenfusion.training.config import ALL, TrainConfig, check_heads, check_seeds, recipe, where_to_train
 from frozenfusion.training.grid import check_grid, check_halving, check_trials
 from frozenfusion.utils import launched
@@ -196,7 +197,7 @@ def _trained(options: TrainOptions) -> str:
         by_first(RunFolder(options.run or default_folder(options.fusion[0])).check_free)
     pairs = options.load(options.data)
     log.info(pairs.summary())
-    store = FeatureStore(options.cache or cache_to_read(options.data))
+    store = FeatureStore(cache_to_read(pairs.source, options.cache))
     if options.is_joint:
         return _summary(*_train_jointly(options, pairs, store, single=single), store, options)
     if single:
@@ -283,6 +284,7 @@ def _summary(runs: Sequence[TrainedRun], folder: Path, store: FeatureStore, opti
     """What was trained, as a table for a person, best first, and the command that evaluates it."""
     from frozenfusion.training.sweeps import run_table
 
-    words = [folder.as_posix(), options.data.as_posix(), "--cache", store.path.as_posix()]
+    data = DataSource.of(options.data, **options.reading)
+    words = [folder.as_posix(), *data.words, "--cache", store.path.as_posix()]
     words += [word for name in options.imports for word in ("--import", name)]
     return f"{run_table(runs)}\n\nnext: python evaluate.py {shlex.join(words)}"

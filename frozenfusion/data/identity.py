@@ -12,6 +12,7 @@ import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 
 from frozenfusion.data.images import MAX_FILE_BYTES, file_digest
 from frozenfusion.data.pairs import Pair
@@ -125,8 +126,11 @@ def how_to_mend(found: Comparison, store: FeatureStore, data: str | os.PathLike[
             "if not, make a feature file from a file of theirs"
         )
     replaced = f"{store.command(data, '--update')} computes them again"
-    if not found.looks_foreign or own.absolute() == store.path.absolute():
+    if not found.looks_foreign:
         return replaced
+    if own.absolute() == store.path.absolute():  # of other data that is called the same
+        free = (own.with_name(f"{own.stem}-{number}.h5") for number in count(2))
+        own = next(path for path in free if not path.exists())
     made = extraction_command(data, own, store.fingerprint, store.attributes.get("weights", ""))
     return (
         f"if the file is another data set's, {made} makes one for this data, to be given as `features`; "

@@ -18,7 +18,7 @@ from frozenfusion.data.table_files import ARROW, PARQUET, File, suffix_of
 from frozenfusion.data.tables import Rows, rows_of_tables
 from frozenfusion.data.tars import COMPRESSED, rows_of_tars
 from frozenfusion.utils.errors import UserError
-from frozenfusion.utils.remote import address_of, find_remote
+from frozenfusion.utils.remote import address_of, as_given, find_remote
 
 TAR = ".tar"
 MOST_FILES = 1_000_000  # that braces may stand for
@@ -60,7 +60,9 @@ def find_rows(path: Path, columns: Mapping[str, str], *, follow_links: bool) -> 
     if suffixes <= {PARQUET, ARROW}:
         return "table", rows_of_tables(files, root, columns), Path(root)
     if not all(str(file).lower().endswith((TAR, *COMPRESSED)) for file in files):
-        raise UserError(f"{path}: stands for other files than tables ({PARQUET}) or tars: name those of one kind")
+        raise UserError(
+            f"{as_given(path)}: stands for other files than tables ({PARQUET}) or tars: name those of one kind"
+        )
     return "webdataset", rows_of_tars(files, columns), Path(root)
 
 

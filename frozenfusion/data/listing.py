@@ -16,6 +16,7 @@ from frozenfusion.data.columns import TextsMaker
 from frozenfusion.data.pair_columns import PairColumns, PairsMaker, file_at, stored_file, stored_image
 from frozenfusion.data.records import Record, clean_text, line_count, read_text
 from frozenfusion.utils.errors import UserError
+from frozenfusion.utils.remote import as_given
 
 SEVERAL_LINES = "several lines"
 IN_FILES = "in files that are read when needed"
@@ -72,7 +73,9 @@ class Listing:
     ) -> None:
         """Add pairs column by column: checked names, cleaned texts, "" where a text is not in a file."""
         if self._made.n + len(ids) > MAX_PAIRS:
-            raise UserError(f"{self.root}: more than {MAX_PAIRS:,} pairs are listed: cut the list into several")
+            raise UserError(
+                f"{as_given(self.root)}: more than {MAX_PAIRS:,} pairs are listed: cut the list into several"
+            )
         codes = [-1 if label is None else self._classes[label] for label in labels]
         has_files = any(text_files)
         in_table = [text for text, file in zip(texts, text_files, strict=True) if not file] if has_files else texts
@@ -82,7 +85,7 @@ class Listing:
     def require_some(self) -> None:
         """Raise UserError where nothing is listed."""
         if not self.n:
-            raise UserError(f"{self.root}: no pairs are listed: check the label files or the manifest")
+            raise UserError(f"{as_given(self.root)}: no pairs are listed: check the label files or the manifest")
 
     def class_counts(self) -> dict[str, int]:
         """How many pairs each class has, in the order in which they came."""

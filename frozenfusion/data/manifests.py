@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from frozenfusion.data.folders import IMAGE_SUFFIXES
 from frozenfusion.data.listing import Listing
 from frozenfusion.data.pair_columns import stored_image
 from frozenfusion.data.places import Place
@@ -29,14 +30,16 @@ from frozenfusion.data.records import (
     table_lines,
 )
 from frozenfusion.data.remote import checked_image, checked_text_path
+from frozenfusion.data.table_files import suffix_of
 from frozenfusion.data.tables import Rows, table_rows
 from frozenfusion.utils.errors import UserError
-from frozenfusion.utils.messages import shown
+from frozenfusion.utils.messages import first_few, printable, shown
 from frozenfusion.utils.progress import log
 from frozenfusion.utils.remote import address_of
 
 NO_IMAGE = "no image given"  # the file name, never there, of a pair whose image cell is empty
 
+TAB = "\t"
 MANY_CLASSES = 20  # of one pair each
 
 
@@ -110,18 +113,18 @@ def _is_number(name: str) -> bool:
     return name.isascii() and name.isdecimal() and len(name) < 19
 
 
-def tell_of_labels(path: Path, empty: Mapping[str, int], classes: Mapping[str, int]) -> None:
+def tell_of_labels(source: object, empty: Mapping[str, int], classes: Mapping[str, int]) -> None:
     """Warn of labels that stand for none, and of a column that looks like names of pairs rather than of classes.
 
     empty, classes: how many cells, and how many pairs, have each.
     """
     told = ", ".join(f"{empty[cell]:,} {cell}" for cell in sorted(EMPTY_CELLS) if empty.get(cell))
     if told:
-        log.warning("%s: labels that stand for an empty cell are read as no label: %s", path, told)
+        log.warning("%s: labels that stand for an empty cell are read as no label: %s", source, told)
     single = sum(count == 1 for count in classes.values())
     if single >= MANY_CLASSES and 2 * single > len(classes):
         told = f"{single:,} of the {len(classes):,} classes have one pair alone"
-        log.warning("%s: %s: is the column `label` what is to be learned?", path, told)
+        log.warning("%s: %s: is the column `label` what is to be learned?", source, told)
 
 
 def _record(row: dict[str, Any], source: str, folder: Path, remote: bool) -> Record:
@@ -167,7 +170,8 @@ def _cells(values: Sequence[Any]) -> list[str]:
 def _delimited(path: Path, columns: Mapping[str, str]) -> Rows:
     columns = {role: name.lower() for role, name in columns.items()}
     csv.field_size_limit(MAX_LINE)
-    lines = csv.reader(table_lines(path), delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+    delimiter = TAB if path.suffix.lower() == ".tsv" else ","
+    lines = csv.reader(table_lines(path), delimiter=delimiter, strict=True)
     header: list[str] = []
     file = str(path)
     try:
@@ -176,6 +180,7 @@ def _delimited(path: Path, columns: Mapping[str, str]) -> Rows:
             if not any(cells):
                 continue
             if not header:
+                _check_header(cells, source, delimiter)
                 header = [renamed(cell.strip().lower(), columns) for cell in cells]
                 require_columns(header, source, columns)
                 twice = [name for name in COLUMNS if header.count(name) > 1]
@@ -187,6 +192,17 @@ def _delimited(path: Path, columns: Mapping[str, str]) -> Rows:
                 yield source, dict(zip(header, cells, strict=True))
     except csv.Error as error:
         raise UserError(f"{path}:{lines.line_num}: malformed line: {error}") from error
+
+
+def _check_header(cells: Sequence[str], source: str, delimiter: str) -> None:
+    """Raise UserError for a first line that has another delimiter than the file's name says, or that is a pair."""
+    for other, told in {",": "commas", TAB: "tabs", ";": "semicolons", "|": "bars"}.items():
+        if len(cells) == 1 and other != delimiter and other in cells[0]:
+            mend = {",": "call it .csv", TAB: "call it .tsv"}.get(other, "save it with commas, or as .tsv with tabs")
+            raise UserError(f"{source}: {told} stand between the columns: {mend}")
+    if any(suffix_of(cell) in IMAGE_SUFFIXES for cell in cells if len(cells) > 1):
+        first = first_few([printable(cell) for cell in cells])
+        raise UserError(f"{source}: {first}: the first line is a pair: put the names of the columns above it")
 
 
 def _json_lines(path: Path, columns: Mapping[str, str]) -> Rows:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
 from typing import overload
 
@@ -19,10 +20,11 @@ from frozenfusion.data.listing import Listing, Twice, tell_of_twice
 from frozenfusion.data.manifests import label_names, list_rows, read_rows, tell_of_labels
 from frozenfusion.data.pair_columns import Pair as Pair
 from frozenfusion.data.pair_columns import PairColumns
-from frozenfusion.data.records import SENTIMENTS, checked_columns
+from frozenfusion.data.records import COLUMNS, SENTIMENTS, checked_columns
+from frozenfusion.store.command import DataSource
 from frozenfusion.utils.errors import UsageError, UserError
 from frozenfusion.utils.files import reading
-from frozenfusion.utils.messages import printable
+from frozenfusion.utils.messages import printable, some_of
 from frozenfusion.utils.remote import address_of
 
 
@@ -38,6 +40,8 @@ class Pairs(Sequence[Pair]):
         text_counts: how the texts were read: "utf-8", "utf-16", "gb18030", "replaced", "empty" and "missing" add up to
             all pairs, "several lines" is beside them.
         dropped: pairs that were left out, by reason.
+        flags: what a command line needs beside the path to read them so again.
+        unread: what columns a manifest or table has that mean nothing here.
     """
 
     path: Path
@@ -46,11 +50,18 @@ class Pairs(Sequence[Pair]):
     pairs: Sequence[Pair] = field(repr=False)
     text_counts: dict[str, int]
     dropped: dict[str, int]
+    flags: tuple[str, ...] = ()
+    unread: tuple[str, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.pairs, PairColumns):
             root = self.path if self.path.is_dir() else self.path.parent
             object.__setattr__(self, "pairs", PairColumns.of(self.pairs, root))
+
+    @property
+    def source(self) -> DataSource:
+        """What they were read from, for messages and the commands in them."""
+        return DataSource(self.path, self.flags)
 
     @property
     def columns(self) -> PairColumns:
@@ -87,12 +98,12 @@ class Pairs(Sequence[Pair]):
 
     def part(self, rows: slice) -> Pairs:
         """The pairs at some positions, as a data set of their own."""
-        return Pairs(self.path, self.layout, self.label_names, self.pairs[rows], {}, {})
+        return replace(self, pairs=self.pairs[rows], text_counts={}, dropped={})
 
     def subset(self, ids: Iterable[str]) -> Pairs:
         """These pairs alone, as a data set of their own. Raises KeyError for an id that is not here."""
         kept = self.columns.take(np.unique(self._rows(ids)))
-        return Pairs(self.path, self.layout, self.label_names, kept, {}, {})
+        return replace(self, pairs=kept, text_counts={}, dropped={})
 
     def select(self, ids: Iterable[str]) -> list[Pair]:
         """The pairs called `ids`, in that order. Raises KeyError for one that is not here."""
@@ -108,8 +119,9 @@ class Pairs(Sequence[Pair]):
     def summary(self) -> str:
         """What was found, in one line for a person."""
         labels = np.bincount(self.columns.label_codes + 1, minlength=len(self.label_names) + 1)
-        classes = dict(zip((*self.label_names, "unlabelled"), (*labels[1:], labels[0]), strict=True))
-        told = [f"{len(self):,} pairs ({self.layout} layout)", _counts(classes)]
+        classes = dict(zip(self.label_names, labels[1:].tolist(), strict=True))
+        labelled = [*filter(None, (_counts(classes), _counts({"unlabelled": int(labels[0])})))]
+        told = [f"{len(self):,} pairs ({self.layout} layout)", ", ".join(labelled)]
         told.append(f"texts: {_counts(self.text_counts)}")
         if self.dropped:
             told.append(f"left out: {_counts(self.dropped)}")
@@ -117,7 +129,7 @@ class Pairs(Sequence[Pair]):
 
 
 def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count:,} {printable(name)}" for name, count in counts.items() if count)
+    return some_of([f"{count:,} {printable(name)}" for name, count in counts.items() if count])
 
 
 def load_pairs(
@@ -140,27 +152,34 @@ def load_pairs(
             folder, a malformed line; each with its file and line. Without links, a label file that is one.
     """
     path, columns = Path(path), checked_columns(columns or {})
+    source = DataSource.of(path, follow_links=follow_links, remote=remote, columns=columns)
     with reading(path):  # a name that no file system has
         is_there, found = path.exists(), find_rows(path, columns, follow_links=follow_links)
     if found is not None:
-        return _of_rows(path, found, columns, follow_links=follow_links, remote=remote)
+        return _of_rows(source, found, columns, follow_links=follow_links, remote=remote)
     if not is_there:
         raise UserError(f"{path}: no such folder or manifest: check the path")
-    return _of_folder(path, follow_links=follow_links)
+    return _of_folder(source, follow_links=follow_links)
 
 
-def _of_folder(path: Path, *, follow_links: bool) -> Pairs:
+def _of_folder(source: DataSource, *, follow_links: bool) -> Pairs:
+    path = source.path
     if not follow_links:
         check_inside(path, LAYOUT_FILES)
     layout, records, dropped = read_folder(path)
     listing = Listing(path)
     listing.add(records if follow_links else without_links(path, records))
     listing.require_some()
-    return Pairs(path, layout, SENTIMENTS, *listing.columns(SENTIMENTS), dropped)
+    return Pairs(path, layout, SENTIMENTS, *listing.columns(SENTIMENTS), dropped, source.flags)
 
 
-def _of_rows(path: Path, found: Found, columns: Mapping[str, str], *, follow_links: bool, remote: bool) -> Pairs:
+def _of_rows(
+    source: DataSource, found: Found, columns: Mapping[str, str], *, follow_links: bool, remote: bool
+) -> Pairs:
     layout, rows, folder = found
+    first = [*islice(rows, 1)]
+    unread = tuple(name for _, row in first for name in row if name and name not in COLUMNS)
+    rows = chain(first, rows)
     listing, empty = Listing(folder), Counter[str]()  # labels that stand for none
     if follow_links or address_of(folder) is not None:
         list_rows(rows, folder, listing, empty, remote=remote)
@@ -172,10 +191,10 @@ def _of_rows(path: Path, found: Found, columns: Mapping[str, str], *, follow_lin
     try:
         listed, text_counts = listing.columns(names)
     except Twice as twice:
-        _, again, _ = find_rows(path, columns, follow_links=follow_links) or found
+        _, again, _ = find_rows(source.path, columns, follow_links=follow_links) or found
         raise tell_of_twice(twice, read_rows(again, folder, empty, remote=remote)) from None
-    tell_of_labels(path, empty, classes)
-    return Pairs(path, layout, names, listed, text_counts, {})
+    tell_of_labels(source, empty, classes)
+    return Pairs(source.path, layout, names, listed, text_counts, {}, source.flags, unread)
 
 
 def require_pairs(pairs: object) -> None:

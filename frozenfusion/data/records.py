@@ -23,8 +23,9 @@ from frozenfusion.utils.files import (
     read_regular_file,
     reading,
 )
-from frozenfusion.utils.messages import first_few, printable, shown
+from frozenfusion.utils.messages import MOST_NAMED, first_few, printable, shown
 from frozenfusion.utils.progress import log
+from frozenfusion.utils.remote import as_given
 
 SENTIMENTS = ("positive", "neutral", "negative")  # MVSA's labels 0, 1, 2
 NO_LABEL = frozenset({"", "null"})
@@ -44,6 +45,8 @@ _NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.E
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _WHOLE = re.compile(r"^(-?\d+)\.0$", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+# Of base64 the beginnings of JPEG, PNG, GIF and WebP.
+_PICTURE_AS_TEXT = re.compile(r"data:image/|(/9j/|iVBORw0KGgo|R0lGOD|UklGR)[A-Za-z0-9+/]{50}")
 _SPLITS = {"": None, "train": "train", "test": "test", **dict.fromkeys(("val", "valid", "validation", "dev"), "val")}
 
 
@@ -94,7 +97,7 @@ def require_columns(names: Iterable[str], source: str, columns: Mapping[str, str
     if not {"text", "text_path"} & {*present, *columns}:
         missing.append("text or text_path")
     if missing:
-        there = first_few([printable(name) for name in names if name]) or "none"
+        there = first_few([printable(name) for name in names if name], MOST_NAMED) or "none"
         told = "a manifest has id, text or text_path, and image; `columns` says which are called otherwise"
         raise UserError(f"{source}: no column {', '.join(missing)}, but {there}: {told}")
 
@@ -114,11 +117,13 @@ def checked_id(id: str, source: str) -> str:
 
 def checked_path(folder: Path, name: str, source: str) -> Path:
     """`name` below `folder`, judged by its letters alone. Raises UserError for one that would leave the folder."""
+    if _PICTURE_AS_TEXT.match(name):
+        raise UserError(f"{source}: {shown(name)} is a picture as text: store it as a file, or as bytes in a .parquet")
     if _CONTROL.search(name):
         raise UserError(f"{source}: path {shown(name)} has control characters: rename the file")
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
-        raise UserError(f"{source}: path {shown(name)} leaves {folder}: give paths inside that folder")
+        raise UserError(f"{source}: path {shown(name)} leaves {as_given(folder)}: give paths inside that folder")
     if _encoded_length(name, source) > MAX_PATH_BYTES or any(len(p.encode()) > MAX_NAME_BYTES for p in path.parts):
         raise UserError(f"{source}: path {shown(name)} is longer than a file system allows: shorten it")
     return existing(folder, Path(path))

@@ -17,6 +17,7 @@ from frozenfusion.utils.messages import shown
 from frozenfusion.utils.remote import (
     UnreachableError,
     address_of,
+    as_given,
     check_scheme,
     read_remote_part,
     remote_error,
@@ -46,7 +47,7 @@ def checked_image(folder: Path, name: str, source: str, *, remote: bool) -> Imag
         raise UserError(f"{source}: image {shown(name)} is no address: correct it")
     if not remote and not (base is not None and name.startswith(f"{base}/")):
         raise UserError(
-            f"{source}: image {shown(name)} is not below {base or folder}: `remote=True` lets images be anywhere in "
+            f"{source}: image {shown(name)} is not below {as_given(folder)}: `remote=True` lets images be anywhere in "
             "object stores"
         )
     return RemoteFile(name)
@@ -94,5 +95,5 @@ def _local(folder: Path, name: str, source: str) -> Path:
     path = Path(url2pathname(parts.path))
     root = folder.absolute()
     if parts.netloc not in ("", "localhost") or address_of(folder) is not None or not path.is_relative_to(root):
-        raise UserError(f"{source}: image {shown(name)} is not below {folder}: give paths inside that folder")
+        raise UserError(f"{source}: image {shown(name)} is not below {as_given(folder)}: give paths inside that folder")
     return checked_path(folder, path.relative_to(root).as_posix(), source)

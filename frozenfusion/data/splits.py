@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from frozenfusion.data.manifests import MANY_CLASSES
 from frozenfusion.data.pairs import Pair, Pairs
 from frozenfusion.utils import fits
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import read_json, write_json
+from frozenfusion.utils.messages import MOST_NAMED, first_few, printable
+from frozenfusion.utils.progress import log
 
 TEST_FRACTION = 0.2  # the reference's 8:2
 SHORTEST_TEXT = 10  # shorter normalised texts ("good morning" has 12 characters) are alike by chance
@@ -105,6 +108,9 @@ def split_pairs(
     for id, label, split in zip(columns.ids(), columns.label_codes.tolist(), columns.splits(), strict=True):
         if label >= 0:
             given[split].append(_Labelled(id, label))
+    if not given:
+        raise UserError(f"{pairs.source}: no pair has a label: {_where_labels_may_be(pairs)}")
+    _check_classes(pairs, given)
     source = "files" if given["test"] else "seeded"
     train, test = given["train"], given["test"]
     if not test:
@@ -115,8 +121,28 @@ def split_pairs(
     if not val:
         train, val = stratified_sample(train, val_fraction, seed, "val")
     if not train:
-        raise UserError(f"{pairs.path}: no labelled pair is left to train on: add labels, or take a smaller fraction")
+        raise UserError(f"{pairs.source}: no labelled pair is left to train on: add labels, or take a smaller fraction")
+    wanted = {"test": (test, test_fraction), "validation": (val, val_fraction)}
+    empty = [f"no {part} part" for part, (found, fraction) in wanted.items() if fraction and not found]
+    if empty:
+        told = f"{pairs.source}: {' and '.join(empty)}: no class has pairs enough to spare some of the"
+        log.warning("%s %s", told, f"{len(train):,} labelled ones: nothing will tell how good a model is on new pairs")
     return Split(source, seed, _ids(train), _ids(val), _ids(test))
+
+
+def _check_classes(pairs: Pairs, given: Mapping[str | None, Sequence[_Labelled]]) -> None:
+    """Raise UserError for many classes of one pair each, of which nothing can be learnt."""
+    sizes = Counter(pair.label for part in given.values() for pair in part)
+    if len(sizes) >= MANY_CLASSES and max(sizes.values()) == 1:
+        told = f"each of its {len(sizes):,} labelled pairs has a class of its own"
+        raise UserError(f"{pairs.source}: {told}, so nothing can be learnt: is the column `label` the right one?")
+
+
+def _where_labels_may_be(pairs: Pairs) -> str:
+    if not pairs.unread:
+        return "add labels (docs/data.md)"
+    names = first_few([*map(printable, pairs.unread)], MOST_NAMED)
+    return f"`columns` says which column holds them, as label=COLUMN, and there are {names}"
 
 
 def stratified_sample(pairs: Sequence[Some], fraction: float, seed: int, part: str) -> tuple[list[Some], list[Some]]:

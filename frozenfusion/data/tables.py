@@ -13,7 +13,7 @@ from frozenfusion.data.records import COLUMNS, MAX_TABLE_BYTES, require_columns
 from frozenfusion.data.table_files import File, Table, open_table
 from frozenfusion.utils import fits
 from frozenfusion.utils.errors import UserError
-from frozenfusion.utils.messages import shown
+from frozenfusion.utils.messages import printable, shown
 
 Rows = Iterator[tuple[str, dict[str, Any]]]
 
@@ -32,14 +32,18 @@ def table_rows(file: File, columns: Mapping[str, str], name: str | None = None, 
     """
     with open_table(file) as table:
         schema = _fields(table, columns, file)
-        holds_bytes = "image" in schema and _is_bytes(schema["image"].type)
+        needs_id = "id" not in {*schema, *columns}
+        holds_bytes = "image" in schema and _holds_bytes(schema["image"], file, needs_id=needs_id)
         require_columns([*schema, *(["id"] if holds_bytes else [])], str(file), columns)
         read = {role: field.name for role, field in schema.items() if role != "image" or not holds_bytes}
         classes = _class_names(table.schema, schema["label"].name) if "label" in schema else None
+        named = {field.name for field in schema.values()}
         prefix = name or PurePosixPath(file).stem
         for number, cells in enumerate(table.cells(list(read.values()), MAX_TABLE_BYTES)):
             source = f"{file}: row {number + 1}"
             row = {role: cells[column] for role, column in read.items()}
+            if not number:
+                row |= dict.fromkeys(name for name in table.names if name not in named)
             if classes is not None:
                 row["label"] = _class(row["label"], classes, source)
             if holds_bytes:
@@ -73,6 +77,20 @@ def _fields(table: Table, columns: Mapping[str, str], file: File) -> dict[str, A
     if twice:
         raise UserError(f"{file}: two columns are called {twice[0]}: keep one of them")
     return {role: table.schema.field(name) for role, name in names.items() if name in table.names}
+
+
+def _holds_bytes(column: Any, file: File, *, needs_id: bool) -> bool:
+    """Whether the images are in their cells. Raises UserError where these are neither pictures nor paths of files."""
+    from pyarrow import types
+
+    kind, holds_bytes = column.type, _is_bytes(column.type)
+    if types.is_nested(kind) and not holds_bytes:
+        told = f"column {column.name} holds {printable(kind)}, and not the bytes of picture files (binary)"
+        raise UserError(f"{file}: {told} or their paths (string): save it so")
+    if needs_id and not holds_bytes:
+        told = f"column {column.name} holds {kind}, so its cells are paths of picture files, and each pair needs an id"
+        raise UserError(f"{file}: {told}: add a column id, or store the bytes of the pictures (base64 is not read)")
+    return holds_bytes
 
 
 def _is_bytes(kind: Any) -> bool:

@@ -31,7 +31,7 @@ from frozenfusion.store.reader import FeatureStore, as_store
 from frozenfusion.utils.checks import config_of
 from frozenfusion.utils.device import autocast_type, choose_device
 from frozenfusion.utils.errors import UsageError, UserError
-from frozenfusion.utils.messages import printable
+from frozenfusion.utils.messages import printable, some_of
 from frozenfusion.utils.progress import log
 
 DEFAULT_BASELINE = "concat"
@@ -166,9 +166,8 @@ class Evaluation:
 
     def _counts(self, name: str, found: Predicted) -> str:
         predicted = np.bincount(found.probabilities.argmax(1), minlength=len(self.inputs.label_names))
-        told = ", ".join(
-            f"{n:,} {printable(label)}" for n, label in zip(predicted, self.inputs.label_names, strict=True)
-        )
+        counts = zip(predicted.tolist(), self.inputs.label_names, strict=True)
+        told = some_of([f"{n:,} {printable(label)}" for n, label in counts])
         return f"{name}: {len(found.probabilities):,} pairs predicted, {told}"
 
 

@@ -29,6 +29,7 @@ class Inference:
     mean: Floats
     error: Floats  # standard error
     freedom: Floats  # degrees of freedom of the standard error
+    varies: NDArray[np.bool_]  # whether anything varied: else the standard error is a bound, not an estimate
 
     def interval(self, level: float = 0.95) -> tuple[Floats, Floats]:
         """The interval that holds what is estimated with this probability."""
@@ -43,8 +44,12 @@ class Inference:
         return np.asarray(2 * stdtr(self.freedom, -np.abs(self.mean) / self.error), dtype=np.float64)
 
     def detectable(self, power: float = 0.8, level: float = 0.05) -> Floats:
-        """The smallest true mean that a test finds with this power. Source: Bloom, Eval. Rev. 19 (1995)."""
-        return np.asarray((self._quantile(1 - level / 2) + self._quantile(power)) * self.error, dtype=np.float64)
+        """The smallest true mean that a test finds with this power, infinite where nothing varied, which tells nothing.
+
+        Source: Bloom, Eval. Rev. 19 (1995).
+        """
+        least = (self._quantile(1 - level / 2) + self._quantile(power)) * self.error
+        return np.where(self.varies, least, np.inf)
 
     def _quantile(self, probability: float) -> Floats:
         from scipy.special import stdtrit
@@ -63,7 +68,7 @@ def analyse(first: Floats, second: Floats | None = None) -> Inference:
     by_pair = first.mean(-2) - (0 if second is None else second.mean(-2))
     mean = np.asarray(by_pair.mean(-1), dtype=np.float64)
     if pairs < 2:
-        return Inference(mean, np.full_like(mean, np.inf), np.ones_like(mean))
+        return Inference(mean, np.full_like(mean, np.inf), np.ones_like(mean), np.full_like(mean, True, dtype=bool))
     of_these = by_pair.var(-1, ddof=1) / pairs  # the variance for these very trainings
     repeated = [head for head in heads if head.shape[-2] > 1]
     by_training = np.stack(
@@ -80,7 +85,7 @@ def analyse(first: Floats, second: Floats | None = None) -> Inference:
     freedom = _ratio(total**2, of_pairs**2 / (pairs - 1) + of_trainings**2 / freedom, pairs - 1)
     variance = np.maximum(total, LEAST_SHARE * of_these)
     one_decision = 1 / (pairs * most_seeds)  # heads that agree in all decisions may disagree in the next
-    return Inference(mean, np.maximum(np.sqrt(variance), one_decision), freedom)
+    return Inference(mean, np.maximum(np.sqrt(variance), one_decision), freedom, variance > 0)
 
 
 def _rest(values: Floats) -> Floats:

@@ -20,7 +20,7 @@ from frozenfusion.store.command import extraction_command
 from frozenfusion.store.reader import FeatureStore
 from frozenfusion.store.status import OK
 from frozenfusion.utils.errors import UserError
-from frozenfusion.utils.messages import printable
+from frozenfusion.utils.messages import printable, some_of
 
 
 class EvaluationInputs:
@@ -49,20 +49,20 @@ class EvaluationInputs:
         self._validations: dict[tuple[str, ...], Labelled] = {}
         self.members: Sequence[Pair] = pairs.select(self.selection.ids)
         if any(run.model.reads_image for run in self.runs):
-            rows = store.require_rows(self.selection.ids, pairs.path)
-            require_same_images(store, rows, self.members, pairs.path)
+            rows = store.require_rows(self.selection.ids, pairs.source)
+            require_same_images(store, rows, self.members, pairs.source)
 
     def _check(self, run: Run) -> None:
         if run.model.label_names != self.label_names:
             told = " and ".join(
-                f"{', '.join(map(printable, each.model.label_names))} ({each.path})" for each in (self.runs[0], run)
+                f"{some_of([*map(printable, each.model.label_names)])} ({each.path})" for each in (self.runs[0], run)
             )
             raise UserError(f"the runs have different classes, {told}: evaluate them one by one")
         if run.model.reads_image:
             changes = self.store.differences(run.model.image_fingerprint)
             if changes:
                 model = run.model
-                make = extraction_command(self.pairs.path, "NEW.h5", model.image_fingerprint, model.image_weights)
+                make = extraction_command(self.pairs.source, "NEW.h5", model.image_fingerprint, model.image_weights)
                 raise UserError(
                     f"{run.path} was trained on other image features than {self.store.path} holds ({changes}): "
                     f"give the `features` that it was trained on, or make some in the same way with {make}"

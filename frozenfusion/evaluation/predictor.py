@@ -54,15 +54,16 @@ class Predictor:
         runs, withheld = self._inputs.runs, self._inputs.config.without
         with Progress(len(runs) * len(self._inputs.members), "pairs", "evaluation") as progress:
             for run in runs:
-                model, dataset = self._load(run, self._inputs.members)
+                with progress.paused():  # texts are read and encoded, which says how far it is by itself
+                    model, dataset = self._load(run, self._inputs.members)
                 yield run, self._predict(run, model, dataset, all_questions(model, withheld), progress)
 
     def validation(self, run: Run) -> NDArray[np.float64]:
         """Probabilities (n, c) of the run's labelled validation pairs. Raises UserError."""
         members, inputs = self._inputs.validation(run).pairs, self._inputs
         if run.model.reads_image:
-            rows = inputs.store.require_rows([pair.id for pair in members], inputs.pairs.path)
-            require_same_images(inputs.store, rows, members, inputs.pairs.path)
+            rows = inputs.store.require_rows([pair.id for pair in members], inputs.pairs.source)
+            require_same_images(inputs.store, rows, members, inputs.pairs.source)
         model, dataset = self._load(run, members)
         return self._predict(run, model, dataset, {"all": None}).probabilities
 
@@ -112,7 +113,7 @@ class Predictor:
         return {**readers, "image": self._stored_images}
 
     def _stored_images(self, pairs: Sequence[Pair]) -> Features:
-        rows = stored_images(self._inputs.store, pairs, self._inputs.pairs.path, pooled=True)
+        rows = stored_images(self._inputs.store, pairs, self._inputs.pairs.source, pooled=True)
         return Features(rows[np.arange(len(pairs))].numpy(), rows.present)
 
     def _load(self, run: Run, members: Sequence[Pair]) -> tuple[PairClassifier, PairDataset]:
@@ -136,7 +137,7 @@ class Predictor:
             inputs, device = self._inputs, self._arithmetic.device
             texts = [pair.text for pair in members]
             tokens = tokenize(load_tokenizer(run.folder.tokenizer), texts, run.model.max_length)
-            images = stored_images(inputs.store, members, inputs.pairs.path, device=device)
+            images = stored_images(inputs.store, members, inputs.pairs.source, device=device)
             self._datasets[key] = PairDataset(members, images, tokens, device=device)
         return self._datasets[key]
 

@@ -12,7 +12,7 @@ from frozenfusion.data.pairs import Pairs
 from frozenfusion.evaluation.runs import Run
 from frozenfusion.model.run_folder import UNKNOWN
 from frozenfusion.utils.errors import UserError
-from frozenfusion.utils.messages import first_few
+from frozenfusion.utils.messages import first_few, some_of
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def select_pairs(pairs: Pairs, runs: Sequence[Run], wanted: str) -> Selection:
 
 
 def _part_of(pairs: Pairs, run: Run, wanted: str) -> Selection:
-    split, here, data = run.folder.split, set(pairs.ids), pairs.path
+    split, here, data = run.folder.split, set(pairs.ids), pairs.source
     if wanted == "all":
         return Selection("all", pairs.ids)
     if wanted == "unlabelled":
@@ -76,7 +76,7 @@ def _unlabelled(pairs: Pairs) -> list[str]:
     """The ids of the pairs without a label. Raises UserError where there is none."""
     ids = [id for id, label in zip(pairs.ids, pairs.labels.tolist(), strict=True) if label < 0]
     if not ids:
-        raise UserError(f"{pairs.path}: every pair has a label: choose another `split`")
+        raise UserError(f"{pairs.source}: every pair has a label: choose another `split`")
     return ids
 
 
@@ -92,7 +92,7 @@ def labels_of(pairs: Pairs, ids: Sequence[str], label_names: Sequence[str]) -> N
     ]
     if foreign:
         raise UserError(
-            f"{pairs.path}: has the class {foreign[0]!r}, and the model knows {', '.join(label_names)}: "
+            f"{pairs.source}: has the class {foreign[0]!r}, and the model knows {some_of(label_names)}: "
             "evaluate it on data with its own classes"
         )
     own = np.array([*(place.get(name, -1) for name in pairs.label_names), -1], dtype=np.int64)

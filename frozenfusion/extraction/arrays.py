@@ -84,7 +84,7 @@ class FeatureArrays:
         if (rows < 0).all():
             what = "names of images" if self._by_image else "ids"
             raise UserError(
-                f"{self.path}: has a row for none of the {len(pairs):,} pairs of {pairs.path}: its {what} are "
+                f"{self.path}: has a row for none of the {len(pairs):,} pairs of {pairs.source}: its {what} are "
                 f"{first_few(list(self._row))}, not {first_few(pairs.ids)}: give each row its pair's id"
             )
         for _ in self.features(np.unique(rows[rows >= 0])):
@@ -139,7 +139,7 @@ def reset_replaced(writer: StoreWriter, pairs: Pairs, arrays: FeatureArrays, *, 
     others = [pairs[settled[place]].id for place in found.changed if usable[place]]
     if others and not update:
         raise UserError(
-            f"{writer.path}: {len(others):,} of {found.there:,} images of {pairs.path} are not those that were there "
+            f"{writer.path}: {len(others):,} of {found.there:,} images of {pairs.source} are not those that were there "
             f"when their rows were taken from {arrays.path} ({first_few(others)}): if its features are of the images "
             "that are there now, `update=True` says so; if not, give a file of theirs with `rebuild=True`"
         )

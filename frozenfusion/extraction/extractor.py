@@ -309,8 +309,8 @@ def _changed(writer: StoreWriter, pairs: Pairs, places: Rows, rows: Rows, config
         some = first_few([pairs[places[place]].id for place in found.changed])
         raise UserError(
             f"{writer.path}: looks like another data set's, and was left as it is: {len(found.changed):,} of "
-            f"{found.there:,} images of {pairs.path} are not those that its rows were computed from ({some}): "
-            f"{how_to_mend(found, writer.store, pairs.path)}"
+            f"{found.there:,} images of {pairs.source} are not those that its rows were computed from ({some}): "
+            f"{how_to_mend(found, writer.store, pairs.source)}"
         )
     if found.same:
         writer.set_stat(rows[found.same], [found.stats[place] for place in found.same])

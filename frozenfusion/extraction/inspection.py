@@ -9,6 +9,7 @@ import numpy as np
 
 from frozenfusion.data.identity import Comparison, compare_files, how_to_mend
 from frozenfusion.data.pairs import Pairs, load_pairs
+from frozenfusion.store.command import DataSource
 from frozenfusion.store.plan import is_sharded, read_plan, shard_path
 from frozenfusion.store.reader import FeatureStore
 from frozenfusion.store.status import OK
@@ -50,7 +51,7 @@ def verify(cache: Path, data: Path | None = None, **reading: Any) -> str:
 
     Returns what was found, if all is well. Raises UserError that names what is not.
     """
-    store = FeatureStore(cache)
+    store, source = FeatureStore(cache), None if data is None else DataSource.of(data, **reading)
     checked, pending = (store.counts()[name] for name in ("ok", "pending"))
     with Progress(checked, "row", "verifying") as progress:
         damaged = store.names(store.damaged_rows(progress.update))
@@ -58,23 +59,23 @@ def verify(cache: Path, data: Path | None = None, **reading: Any) -> str:
         raise UserError(
             f"{cache}: {len(damaged):,} of {checked:,} rows are damaged or not finite "
             f"({first_few(damaged, NAMED_AT_MOST)}): "
-            f"{_how_to_make_anew(store, damaged, data)}"
+            f"{_how_to_make_anew(store, damaged, source)}"
         )
     told = f"{cache}: all {checked:,} rows are as they were written"
     if pending:
         told += f" ({pending:,} more are pending)"
-    if data is None:
+    if data is None or source is None:
         return told
     found, changed = _compare(store, load_pairs(data, **reading))
     if changed:
         raise UserError(
-            f"{data}: {len(changed):,} of {found.there:,} images are not those that {cache} was made from "
-            f"({first_few(changed, NAMED_AT_MOST)}): {how_to_mend(found, store, data)}"
+            f"{source}: {len(changed):,} of {found.there:,} images are not those that {cache} was made from "
+            f"({first_few(changed, NAMED_AT_MOST)}): {how_to_mend(found, store, source)}"
         )
     return f"{told}, and come from the {found.there:,} image files that are there"
 
 
-def _how_to_make_anew(store: FeatureStore, damaged: list[str], data: Path | None) -> str:
+def _how_to_make_anew(store: FeatureStore, damaged: list[str], data: DataSource | None) -> str:
     if not is_sharded(store.path):
         return f"make the file anew with {store.command(data or 'DATA', '--rebuild')}, or restore it"
     plan, rows = read_plan(store.path), store.rows(damaged)

@@ -77,7 +77,7 @@ def labelled_part(
     named = {*split.train, *split.val, *split.test}
     bare = [pair for pair in pairs if pair.label is None and pair.split in (None, "train") and pair.id not in named]
     own = sorted([*pairs.select(hidden), *bare], key=lambda pair: pair.id)
-    pool = [Source(_without_labels(own), store, pairs.path)] if own else []
+    pool = [Source(_without_labels(own), store, pairs.source)] if own else []
     truth = [-1 if pair.label is None else pair.label for pair in own]
     if unlabelled is not None:
         source = _foreign(unlabelled, unlabelled_store or store, pairs, store)
@@ -91,19 +91,19 @@ def _foreign(unlabelled: Pairs, features: FeatureStore, pairs: Pairs, store: Fea
     both = sorted(set(unlabelled.ids) & set(pairs.ids))
     if both:
         raise UserError(
-            f"{unlabelled.path}: has {len(both):,} ids that {pairs.path} has too ({first_few(both)}): give the pairs "
-            "without a label ids of their own"
+            f"{unlabelled.source}: has {len(both):,} ids that {pairs.source} has too ({first_few(both)}): give the "
+            "pairs without a label ids of their own"
         )
     changes = features.differences(store.fingerprint)
     if changes:
         raise UserError(
             f"{features.path}: its features were made otherwise than those of {store.path} ({changes}): make them in "
-            f"the same way with {store.command(unlabelled.path)}"
+            f"the same way with {store.command(unlabelled.source)}"
         )
     used = [pair for pair in unlabelled if pair.split != "test"]
     if len(used) < len(unlabelled):
-        log.info("%s: its test part, %d pairs, is left out", unlabelled.path, len(unlabelled) - len(used))
-    return Source(_without_labels(used), features, unlabelled.path, strict=False)
+        log.info("%s: its test part, %d pairs, is left out", unlabelled.source, len(unlabelled) - len(used))
+    return Source(_without_labels(used), features, unlabelled.source, strict=False)
 
 
 def _without_labels(pairs: Sequence[Pair]) -> list[Pair]:

@@ -36,6 +36,7 @@ from frozenfusion.utils.errors import UsageError
 from frozenfusion.utils.interrupts import held_back
 from frozenfusion.utils.locks import WriterLock
 from frozenfusion.utils.progress import log
+from frozenfusion.utils.remote import as_given
 from frozenfusion.utils.tensors import weights_sha256
 
 # What of a training's options the rounds depend on.
@@ -73,7 +74,7 @@ class JointData:
     def options(self, joint: JointConfig) -> dict[str, Any]:
         """How a run came by its labels, under the command line's names."""
         given = {"unlabelled": self.unlabelled, "unlabelled_cache": self.unlabelled_store}
-        paths = {name: of.path.as_posix() for name, of in given.items() if of is not None}
+        paths = {name: as_given(of.path.as_posix()) for name, of in given.items() if of is not None}
         return {**vars(joint), "label_fraction": [self.fraction], **(paths if joint.joint else {})}
 
 

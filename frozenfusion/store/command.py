@@ -1,4 +1,7 @@
-"""The command that makes or updates a feature file, as messages tell it, and the name that a file has by default."""
+"""The command that makes or updates a feature file, as messages tell it, and the name that a file has by default.
+
+Data is a path or an address, or a DataSource, which knows the flags that its commands need.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,11 @@ import os
 import re
 import shlex
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from frozenfusion.utils.messages import printable
-from frozenfusion.utils.remote import address_of
+from frozenfusion.utils.remote import as_given, check_no_url
 
 FOLDER = Path("cache")
 ARRAYS = "arrays"  # the backbone of features that another program computed
@@ -25,15 +29,50 @@ _OPTIONS = {
 }
 
 
+@dataclass(frozen=True)
+class DataSource(os.PathLike[str]):
+    """Data as it was given: a folder, a manifest or an address, and the flags by which a command reads it so again."""
+
+    path: Path
+    flags: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls, path: Path, *, follow_links: bool = True, remote: bool = False, columns: Mapping[str, str] | None = None
+    ) -> DataSource:
+        """Data that is read as `load_pairs` is told to. Raises UserError for a URL that is not read."""
+        check_no_url(path)
+        flags = [] if follow_links else ["--no-follow-links"]
+        flags += ["--remote"] if remote else []
+        if columns:
+            flags += ["--columns", ",".join(f"{role}={name}" for role, name in columns.items())]
+        return cls(path, tuple(flags))
+
+    def __str__(self) -> str:
+        return as_given(self.path)
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    @property
+    def words(self) -> list[str]:
+        """What a command line says to read it."""
+        return [as_given(self.path.as_posix()), *self.flags]
+
+
 def extraction_command(
     data: str | os.PathLike[str],
-    cache: str | os.PathLike[str],
+    cache: str | os.PathLike[str] | None,
     fingerprint: Mapping[str, object],
     weights: object = "imagenet",
     *flags: str,
 ) -> str:
-    """The command by which stage one puts features of such a fingerprint, by such weights, into a feature file."""
-    words = [address_of(data) or Path(data).as_posix(), "--cache", Path(cache).as_posix()]
+    """The command by which stage one puts features of such a fingerprint, by such weights, into a feature file.
+
+    cache: None for the file that is named after the data.
+    """
+    source = data if isinstance(data, DataSource) else DataSource(Path(data))
+    words = [*source.words, *([] if cache is None else ["--cache", Path(cache).as_posix()])]
     from_arrays = fingerprint.get("backbone") == ARRAYS
     for option, (part, default) in _OPTIONS.items():
         if option == "backbone" and from_arrays:

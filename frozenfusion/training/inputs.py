@@ -67,7 +67,7 @@ class TrainingInputs:
         _check_split(pairs, self.split)
         own = [*self.split.train, *self.split.val]
         self._own = len(own)  # those of the split; the others follow them
-        self._sources = [Source(pairs.select(own), store, pairs.path), *self.more.sources]
+        self._sources = [Source(pairs.select(own), store, pairs.source), *self.more.sources]
         self._members = [pair for source in self._sources for pair in source.pairs]
         self.ids = [pair.id for pair in self._members]
         for source in self._sources:
@@ -275,7 +275,7 @@ def _check_split(pairs: Pairs, split: Split) -> None:
         ids = getattr(split, part)
         strange = [id for id, row in zip(ids, pairs.rows(ids), strict=True) if row < 0]
         if strange and part != "test":
-            raise UserError(f"the split's {part} part names pairs that are not in {pairs.path}: {first_few(strange)}")
+            raise UserError(f"the split's {part} part names pairs that are not in {pairs.source}: {first_few(strange)}")
         if len(set(ids)) != len(ids):
             raise UserError(f"the split's {part} part names a pair twice")
     if not split.train:

@@ -90,7 +90,7 @@ class Setup:
         inputs = TrainingInputs(self.pairs, self.store, self.config, self.heads, self.split)
         if inputs.digest != self.digest:
             raise UserError(
-                f"{self.pairs.path}: texts or features are not on {platform.node()} what they are where the command "
+                f"{self.pairs.source}: texts or features are not on {platform.node()} what they are where the command "
                 "runs: let all machines have the same files, and leave them as they are meanwhile"
             )
         inputs.prepare()

@@ -8,15 +8,16 @@ from typing import Any
 from frozenfusion.model.classifier import PairClassifier
 from frozenfusion.model.network import count_parameters
 from frozenfusion.training.inputs import TrainingInputs
-from frozenfusion.utils.messages import printable
+from frozenfusion.utils.messages import printable, some_of
 from frozenfusion.utils.progress import duration, log
 
 
 def introduce(inputs: TrainingInputs, model: PairClassifier) -> None:
     """Say what is trained, on what, and what cannot be learned."""
     log.info("%s", inputs.summary())
-    for name in inputs.classes_without_pairs:
-        log.warning("no training pair is %s: the model cannot learn what that is", printable(name))
+    lacking = [*map(printable, inputs.classes_without_pairs)]
+    if lacking:
+        log.warning("no training pair is %s: the model cannot learn what that is", some_of(lacking))
     log.info(
         "%s: %s parameters are trained, on %s in %s",
         model.config.fusion,

@@ -5,10 +5,10 @@ Shapes: n pairs, b of a batch, r image regions, D image width.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,7 @@ class Source:
 
     pairs: Sequence[Pair]
     store: FeatureStore
-    data: Path
+    data: str | os.PathLike[str]
     strict: bool = True  # every pair needs a row, if only one that says that its image is missing
 
     @cached_property

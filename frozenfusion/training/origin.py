@@ -40,7 +40,8 @@ def refuse_changes(folder: RunFolder, state: State, made_from: Mapping[str, Any]
     ]
     if changes:
         raise UserError(
-            f"{folder.path}: was trained otherwise ({'; '.join(changes)}): give the same again, or choose another `run`"
+            f"{folder.path}: was trained otherwise ({'; '.join(changes)}): give the same again, choose another `run`, "
+            "or delete the folder to train it anew"
         )
 
 

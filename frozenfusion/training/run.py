@@ -53,6 +53,7 @@ from frozenfusion.utils.interrupts import held_back
 from frozenfusion.utils.locks import WriterLock
 from frozenfusion.utils.messages import first_few, first_line
 from frozenfusion.utils.progress import Progress, log
+from frozenfusion.utils.remote import as_given
 from frozenfusion.utils.tensors import weights_sha256
 
 
@@ -294,7 +295,7 @@ def _as_json(inputs: TrainingInputs, config: TrainConfig, head: str, folder: Run
     del values["resume"], values["head_options"]
     given = {"data": inputs.pairs.path, "cache": inputs.store.path, "run": folder.path}
     return {
-        **{name: path.as_posix() for name, path in given.items()},
+        **{name: as_given(path.as_posix()) for name, path in given.items()},
         "fusion": [head],
         **values,
         "seed": inputs.split.seed,

@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Sequence
 
 NAMED = 3
+MOST_NAMED = 10  # where all are wanted
 LONGEST_LINE = 200
 _JOINERS = "\u200c\u200d"  # which several scripts, and some emoji, are spelt with
 
@@ -13,6 +14,11 @@ _JOINERS = "\u200c\u200d"  # which several scripts, and some emoji, are spelt wi
 def first_few(names: Sequence[str], most: int = NAMED) -> str:
     """The first names of a list, with an ellipsis where there are more: `a, b, c, …`."""
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+
+
+def some_of(names: Sequence[str], most: int = 20) -> str:
+    """The first names of a list, and how many there are beside them: `a, b and 12 more`."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def first_line(error: BaseException) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from tqdm import tqdm
@@ -38,6 +39,15 @@ class Progress:
         elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             log.info(self._line(figures))
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave what is done meanwhile out of the rate and the time left: it is none of these units."""
+        begun = time.monotonic()
+        yield
+        self._started += time.monotonic() - begun
+        if self._bar is not None:
+            self._bar.unpause()
 
     def close(self) -> None:
         """Take the bar down."""

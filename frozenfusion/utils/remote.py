@@ -10,6 +10,7 @@ import os
 import re
 from functools import cache
 from typing import Any
+from urllib.request import url2pathname
 
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import TooLargeError
@@ -20,6 +21,7 @@ SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "hf", "memory")
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 MOST_CONNECTIONS = 256  # to S3, whose package stops at ten
 _ADDRESS = re.compile(rf"({'|'.join(SCHEMES)}):/{{1,2}}(?!/)(.+)", re.DOTALL)
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.+)", re.DOTALL)  # not C:/
 _VERSIONS = ("ETag", "etag", "md5Hash", "generation", "blob_id")  # of a content, as stores tell them
 _TIMES = ("LastModified", "last_modified", "updated", "mtime", "created")
 
@@ -34,6 +36,23 @@ def address_of(path: str | os.PathLike[str]) -> str | None:
     """The address that `path` is, or was before it became a Path; None for a path of this machine."""
     found = _ADDRESS.fullmatch(path if isinstance(path, str) else os.fspath(path).replace("\\", "/"))
     return f"{found[1]}://{found[2]}" if found else None
+
+
+def as_given(path: str | os.PathLike[str]) -> str:
+    """A path, or the address that it was before it became a Path, as messages tell it."""
+    return address_of(path) or os.fspath(path)
+
+
+def check_no_url(path: str | os.PathLike[str]) -> None:
+    """Raise UserError, which says what to give instead, for a URL that is no address of a store that is read."""
+    found = _URL.fullmatch(os.fspath(path).replace("\\", "/"))
+    if found is None:
+        return
+    scheme, rest = found.groups()
+    if scheme.lower() == "file":
+        raise UserError(f"file:///{rest}: a file of this machine is given by its path: {url2pathname(f'/{rest}')}")
+    if scheme not in SCHEMES:
+        check_scheme(f"{scheme}://{rest}")
 
 
 @cache
@@ -101,7 +120,10 @@ def find_remote(address: str) -> list[str]:
 def remote_error(error: OSError, address: str) -> UserError:
     """The user's version of an error on a remote file."""
     if isinstance(error, FileNotFoundError):
-        return UserError(f"{address}: no such file or folder: check the address")
+        told = "check the address"
+        if address.startswith("memory:"):
+            told = "every process has a memory:// of its own, so give a file or folder here"
+        return UserError(f"{address}: no such file or folder: {told}")
     return UserError(f"{address}: cannot be read ({first_line(error)}): check the address, the network and your access")
 
 

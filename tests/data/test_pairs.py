@@ -230,6 +230,10 @@ def test_what_is_no_data_is_told(tmp_path):
     assert "no image–text pairs" in failure(tmp_path)
     assert "no such folder" in failure(tmp_path / "none")
     assert "not a manifest" in failure(write(tmp_path, {"pairs.xls": b""}) / "pairs.xls")
+    assert f"file:///a%20b.csv: a file of this machine is given by its path: {Path('/a b.csv')}" in failure(
+        "file:///a%20b.csv"
+    )
+    assert "'http://host/posts.csv': only s3://" in failure("http://host/posts.csv")
 
 
 # Texts
@@ -371,6 +375,8 @@ def test_label_names_have_a_lasting_order(labels, names):
         ({"image": "../secret.jpg"}, "leaves"),
         ({"image": "/etc/passwd"}, "leaves"),
         ({"image": "a/" + "x" * 300}, "longer than a file system allows"),
+        ({"image": "/9j/" + "4AAQSkZJRg" * 30}, "is a picture as text: store it as a file"),
+        ({"image": "data:image/png;base64,iVBO"}, "is a picture as text: store it as a file"),
         ({"text": "", "text_path": "a/../../b.txt"}, "leaves"),
         ({"split": "holdout"}, "unknown split 'holdout'"),
         ({"image": "a\x07.jpg"}, "control characters"),
@@ -391,6 +397,15 @@ def test_a_bad_row_is_told_with_file_and_line(tmp_path, kind, cells, told):
         ("p.csv", 'id,text,image\n1,"x,a\n', "malformed line"),
         ("p.csv", "id,text\n1,x\n", "p.csv:1: no column image"),
         ("p.csv", "", "no pairs"),
+        ("p.csv", "id;text;image\n1;x;a.jpg\n", "p.csv:1: semicolons stand between the columns"),
+        ("p.csv", "id\ttext\timage\n1\tx\ta.jpg\n", "p.csv:1: tabs stand between the columns: call it .tsv"),
+        ("p.tsv", "id,text,image\n1,x,a.jpg\n", "p.tsv:1: commas stand between the columns: call it .csv"),
+        ("p.csv", "1,so happy,a.JPG,positive\n", "p.csv:1: 1, so happy, a.JPG, …: the first line is a pair"),
+        (
+            "p.csv",
+            "id,caption,image,a,b\n1,x,a.jpg,,\n",
+            "no column text or text_path, but id, caption, image, a, b:",
+        ),
         ("p.jsonl", '{"id": "1", "text": "x", "image": "a"}\n{"id":\n', "p.jsonl:2: malformed line"),
         ("p.jsonl", "[1]\n", "p.jsonl:1: malformed line"),
         ("p.jsonl", "[" * 100_000, "p.jsonl:1: malformed line"),

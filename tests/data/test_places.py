@@ -18,7 +18,7 @@ import fsspec
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, write_manifest
 from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,6 +28,7 @@ import frozenfusion as ff
 from frozenfusion.cli import extract as command
 from frozenfusion.data import places, remote, table_files, tars
 from frozenfusion.data.places import RemoteFile, TableCell, TarMember, place_of
+from frozenfusion.data.splits import split_pairs
 from frozenfusion.evaluation.report.page import thumbnail
 from frozenfusion.extraction import loop
 from frozenfusion.extraction.sharding import agree_on_plan
@@ -602,6 +603,38 @@ def test_columns_may_be_called_otherwise(tmp_path: Path, name: str, content: byt
     for wrong in (["text"], {"text": 3}):
         with pytest.raises(UsageError, match="`columns` are names by ours"):
             ff.load_pairs(tmp_path / name, columns=wrong)
+
+
+@pytest.mark.parametrize(
+    ("image", "more", "told"),
+    [
+        ([[[1, 2]]], {}, "t.parquet: column image holds list<element: list<element: int64>>, and not the bytes"),
+        ([[[1, 2]]], {"id": ["1"]}, "and not the bytes of picture files (binary) or their paths (string)"),
+        (["iVBORw0KGgo"], {}, "t.parquet: column image holds string, so its cells are paths of picture files"),
+    ],
+)
+def test_images_of_another_kind_are_told_as_such(tmp_path: Path, image: list[Any], more: dict[str, Any], told: str):
+    pq.write_table(pa.table({"image": image, "text": ["a"], **more}), tmp_path / "t.parquet")
+    assert told in failure(tmp_path / "t.parquet")
+
+
+@pytest.mark.parametrize("name", ["p.csv", "p.jsonl", "p.parquet"])
+def test_what_is_not_read_is_told_where_no_pair_has_a_label(tmp_path: Path, name: str):
+    write_manifest(tmp_path / name, [{"id": "1", "text": "a", "image": "1.png", "mood": "good", "lang": "en"}])
+    with pytest.raises(UserError, match=r"no pair has a label: `columns` says .* as label=COLUMN, .* are mood, lang$"):
+        split_pairs(ff.load_pairs(tmp_path / name))
+
+
+def test_data_in_a_store_is_told_by_its_address(tmp_path: Path, store: Any):
+    store.pipe_file("/all/m.csv", b"id,text,image\n1,a,1.png\n")
+    pairs = ff.load_pairs("memory://all/m.csv")
+    with pytest.raises(UserError, match=r"^memory://all/m\.csv: no pair has a label"):
+        split_pairs(pairs)
+    store.pipe_file("/all/m.csv", b"id,text,image\n")
+    assert failure("memory://all/m.csv").startswith("memory://all: no pairs are listed")
+    store.pipe_file("/all/m.csv", b"id,text,image\n1,a,../1.png\n")
+    assert "leaves memory://all: give paths" in failure("memory://all/m.csv")
+    assert "every process has a memory:// of its own" in failure("memory://none/m.csv")
 
 
 def test_the_command_line_takes_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

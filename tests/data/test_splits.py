@@ -51,7 +51,7 @@ def test_every_labelled_pair_is_in_one_part_and_every_class_in_train(labels, see
     pairs = some_pairs(labels)
     labelled = [pair.id for pair in pairs if pair.label is not None]
     if not labelled:
-        with pytest.raises(UserError, match="no labelled pair"):
+        with pytest.raises(UserError, match="no pair has a label: add labels"):
             split_pairs(pairs, seed=seed, val_fraction=val_fraction)
         return
     split = split_pairs(pairs, seed=seed, val_fraction=val_fraction)
@@ -141,6 +141,23 @@ def test_what_is_no_split_is_told(tmp_path, content):
 )
 def test_a_retweet_normalises_to_its_original(one, other):
     assert normalised(one) == normalised(other) != ""
+
+
+def test_parts_that_stay_empty_are_told_once(caplog):
+    pairs = some_pairs([0, 1, 2])
+    split = split_pairs(pairs)
+    assert (len(split.train), split.val, split.test) == (3, [], [])
+    (message,) = caplog.messages
+    assert "no test part and no validation part: no class has pairs enough to spare some of the 3 labelled" in message
+    caplog.clear()
+    split_pairs(some_pairs([0, 0, 1, 1] * 5), val_fraction=0)
+    assert not caplog.messages
+
+
+def test_classes_of_one_pair_each_cannot_be_learnt():
+    with pytest.raises(UserError, match="each of its 20 labelled pairs has a class of its own, so nothing can be"):
+        split_pairs(some_pairs([*range(20)]))
+    assert split_pairs(some_pairs([*range(20), 0])).train
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def test_stopped_in_any_round_and_resumed_equals_uninterrupted(given, tmp_path: 
 def test_what_a_run_was_made_from_may_not_change(given):
     run = train(given)
     assert train(given) == run  # nothing to do
-    with pytest.raises(ff.UserError, match=r"was trained otherwise .*`rounds` 3 → 5"):
+    with pytest.raises(ff.UserError, match=r"was trained otherwise .*`rounds` 3 → 5.* or delete the folder"):
         train(given, joint=replace(CO, rounds=5))
     with pytest.raises(ff.UserError, match=r"was trained otherwise .*pairs: "):
         train(given, label_fraction=0.4)

@@ -42,6 +42,11 @@ def test_a_confusion_matrix_is_drawn_whatever_its_classes_are_called(tmp_path: P
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
 
 
+def test_a_large_confusion_matrix_is_drawn_without_names(tmp_path: Path):
+    plot_confusion(np.eye(400, dtype=int), ["a very long name"] * 400, tmp_path / "confusion.png")
+    assert colours(tmp_path / "confusion.png") > 1
+
+
 def test_an_empty_class_is_drawn(tmp_path: Path):
     plot_confusion(np.array([[3, 1], [0, 0]]), ("yes", "no"), tmp_path / "confusion.png")
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 
 import numpy as np
@@ -10,6 +11,8 @@ from hypothesis import strategies as st
 
 from frozenfusion.evaluation.comparison import Comparison, Estimate, RunResult, compare
 from frozenfusion.evaluation.report import tables
+from frozenfusion.evaluation.report.html import render
+from frozenfusion.evaluation.report.page import Page
 from frozenfusion.utils.tables import as_markdown, as_text, from_csv_cell, spreadsheet_safe, to_csv
 
 NAMES = ("yes", "no")
@@ -79,6 +82,36 @@ def test_conclusions_say_what_the_pairs_can_show_and_what_one_seed_cannot(compar
     twice = [result("concat", 40), result("concat", 44, 1), result("gated", 2, 3), result("gated", 4, 5)]
     found = compare(LABELS, NAMES, twice, {}, reference="concat", resamples=100, seed=0)
     assert "one seed" not in " ".join(tables.conclusions(found, "test"))
+
+
+def test_nothing_is_said_of_what_could_be_shown_where_two_are_right_on_the_same_pairs():
+    def one_class(head: str) -> RunResult:
+        return dataclasses.replace(result(head, 0), probabilities=np.tile([0.7, 0.3], (100, 1)))
+
+    majority = {"majority class": np.tile([0.9, 0.1], (100, 1))}
+    found = compare(LABELS, NAMES, [one_class("concat")], majority, reference="concat", resamples=100, seed=0)
+    assert [(test.detectable, test.p) for test in found.baseline_tests] == [(None, 1)]
+    said = " ".join(tables.conclusions(found, "test"))
+    assert "can show a difference" not in said
+    assert "nothing tells how far they could differ: concat and majority class." in said
+
+
+def test_of_many_classes_those_with_the_most_pairs_are_shown():
+    names = tuple(f"class {number}" for number in range(300))
+    labels = np.repeat(np.arange(300), [3] * 10 + [1] * 280 + [2] * 10)
+    run = dataclasses.replace(result("concat", 0), probabilities=np.eye(300)[labels])
+    found = compare(labels, names, [run], {}, reference="concat", resamples=100, seed=0)
+    lines = tables.class_table(found.rows[0], names)
+    assert [line[0] for line in lines[1:]] == [*names[:10], *names[290:], "and 280 more"]
+    assert lines[1][1:] == ["100.0", "100.0", "100.0", "3"]
+    for told in (tables.comparison_text(found, "test"), tables.comparison_markdown(found, "t", "test", [])):
+        assert "class 9" in told
+        assert "class 12" not in told
+        assert "the matrix of 300 classes is in metrics.json" in told
+    page = render(Page("t", "test", [], [], found))
+    assert "Of 300 classes the 20 with the most\n  pairs are shown" in page
+    assert "class 299" in page
+    assert "class 289" not in page
 
 
 def test_the_csv_has_plain_numbers_that_a_program_can_read(comparison: Comparison):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from frozenfusion.utils.messages import first_few, first_line, one_line, printable, shown
+from frozenfusion.utils.messages import first_few, first_line, one_line, printable, shown, some_of
 
 
 def test_of_many_names_the_first_few_are_given() -> None:
@@ -10,6 +10,8 @@ def test_of_many_names_the_first_few_are_given() -> None:
     assert first_few(["a", "b", "c", "d"]) == "a, b, c, …"
     assert first_few(["a", "b"], most=1) == "a, …"
     assert first_few([]) == ""
+    assert some_of(["a", "b"], most=2) == "a, b"
+    assert some_of(["a", "b", "c", "d"], most=2) == "a, b and 2 more"
 
 
 def test_of_an_error_the_first_line_or_all_on_one_line_is_given() -> None:

@@ -20,12 +20,12 @@ from frozenfusion.model.tuning import tuning_cells
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_HEADS = 24  # that get drawings of their own; the tables hold all
-MOST_CLASSES = 20  # with which a confusion matrix can still be read
 
 
 def render(page: Page) -> str:
     """The page as HTML."""
     comparison = page.comparison
+    support = np.bincount(comparison.labels, minlength=len(comparison.label_names))
     shown = [row for row in comparison.rows if row.runs][:MOST_HEADS]
     return (
         _environment()
@@ -36,7 +36,8 @@ def render(page: Page) -> str:
             focus=comparison.focus,
             shown=shown,
             seeded=comparison.seeded,
-            support=np.bincount(comparison.labels, minlength=len(comparison.label_names)).tolist(),
+            support=support.tolist(),
+            classes=tables.most_seen(support),
             conclusions=tables.conclusions(comparison, page.part),
             dropping=dropping(comparison),
             curves=_curves(shown),
@@ -49,7 +50,7 @@ def render(page: Page) -> str:
             label_warnings=label_tables.warnings(page.label_curve),
             label_charts=label_tables.curve_charts(page.label_curve),
             round_charts=label_tables.round_charts(page.label_curve),
-            most_classes=MOST_CLASSES,
+            most_classes=tables.MOST_CLASSES,
         )
     )
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from frozenfusion.utils.figures import new_figure, save_figure
 
 MOST_NUMBERED = 20  # classes; in a larger confusion matrix numbers would not be legible
+MOST_NAMED = 60  # classes; nor would names
 
 
 def plot_confusion(confusion: NDArray[np.integer], label_names: Sequence[str], path: str | Path) -> None:
@@ -22,8 +23,9 @@ def plot_confusion(confusion: NDArray[np.integer], label_names: Sequence[str], p
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     names = [_plain(name) for name in label_names]
-    axes.set_xticks(range(classes), names, rotation=30 if classes > 3 else 0)
-    axes.set_yticks(range(classes), names)
+    if classes <= MOST_NAMED:
+        axes.set_xticks(range(classes), names, rotation=30 if classes > 3 else 0)
+        axes.set_yticks(range(classes), names)
     axes.set(xlabel="prediction", ylabel="label")
     if classes <= MOST_NUMBERED:
         for (row, column), number in np.ndenumerate(confusion):

@@ -79,7 +79,7 @@ def write_course_tags(
 def _about(inputs: EvaluationInputs) -> dict[str, object]:
     """What every metrics.json says of the evaluation."""
     return {
-        "data": inputs.pairs.path.as_posix(),
+        "data": inputs.pairs.source.words[0],
         "cache": inputs.store.path.as_posix(),
         "split": inputs.selection.name,
         "checkpoint": inputs.config.checkpoint,

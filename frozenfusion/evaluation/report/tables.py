@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from frozenfusion.evaluation.comparison import FIGURES, Comparison, Estimate, HeadResult, PairedTest
 from frozenfusion.model.tuning import Tuning, tuning_cells
-from frozenfusion.utils.messages import printable
+from frozenfusion.utils.messages import printable, some_of
 from frozenfusion.utils.tables import Cells, as_markdown, as_text, escape_markdown, to_csv
 
+MOST_CLASSES = 20  # that are shown, and with which a confusion matrix can still be read
 TUNED = (
     "The expected best validation accuracy (%) of so many trials, and the options of the best of all. The best of "
     "several is optimistic: quote the scores above. Trials that ended early count with what they had reached."
@@ -99,18 +100,28 @@ def _test_cells(test: PairedTest) -> list[str]:
     ]
 
 
+def most_seen(support: NDArray[np.number]) -> list[int]:
+    """The classes that tables show, of pairs by class (c,): those of the most pairs, in the order of the classes."""
+    return sorted(np.argsort(-support, kind="stable")[:MOST_CLASSES].tolist())
+
+
 def class_table(row: HeadResult, label_names: Sequence[str]) -> Cells:
-    """Precision, recall and F1 of each class."""
+    """Precision, recall and F1 of each class, of many those with the most pairs."""
     found, seeds = row.scores, max(1, len(row.runs))
-    columns = zip(label_names, found.precision, found.recall, found.f1, found.support, strict=True)
+    figures = np.stack([found.precision, found.recall, found.f1])
+    shown = most_seen(found.support)
+    rest = len(label_names) - len(shown)
     return [
         ["class", "precision %", "recall %", "F1 %", "pairs"],
-        *([name, percent(p), percent(r), percent(f), count(round(n / seeds))] for name, p, r, f, n in columns),
+        *([label_names[i], *map(percent, figures[:, i]), count(round(found.support[i] / seeds))] for i in shown),
+        *([[f"and {rest:,} more", "", "", "", ""]] if rest else []),
     ]
 
 
 def confusion_table(row: HeadResult, label_names: Sequence[str]) -> Cells:
-    """The confusion matrix; over several seeds their sum."""
+    """The confusion matrix; over several seeds their sum. Of many classes none, which nobody could read."""
+    if len(label_names) > MOST_CLASSES:
+        return [["label \\ predicted"], [f"the matrix of {len(label_names):,} classes is in metrics.json"]]
     cells = [[name, *map(count, line)] for name, line in zip(label_names, row.confusion.tolist(), strict=True)]
     return [["label \\ predicted", *label_names], *cells]
 
@@ -198,7 +209,11 @@ def _limits(comparison: Comparison) -> list[str]:
             f"{count(len(comparison.labels))} pairs can show a difference of {shown} points or more "
             "(it would be found four times in five)."
         )
-    single = sorted({name for _, tests in _families(comparison) for test in tests for name in test.single})
+    every = [test for _, tests in _families(comparison) for test in tests]
+    alike = [f"{test.head} and {test.other}" for test in every if is_alike(test)]
+    if alike:
+        said.append(f"Right on the same pairs, so that nothing tells how far they could differ: {some_of(alike)}.")
+    single = sorted({name for test in every for name in test.single})
     if single:
         named = ", ".join(single) if len(single) < 5 else f"{len(single)} heads"
         these = "that very training" if len(single) == 1 else "those very trainings"
@@ -215,6 +230,11 @@ def _are(names: Sequence[str]) -> str:
 def differs(test: PairedTest) -> bool:
     """Whether the test finds a difference at the usual 5 %."""
     return test.p < 0.05
+
+
+def is_alike(test: PairedTest) -> bool:
+    """Whether both are right on the same pairs: such pairs say nothing of a difference that they could show."""
+    return test.detectable is None and test.accuracy.mean == test.only_head == test.only_other == 0
 
 
 def part_name(part: str) -> str:
