@@ -27,6 +27,7 @@ from frozenfusion.utils.names import are_encoded, decoded, encoded_names
 MAX_ID_BYTES = 1024
 CHUNK_BYTES = 2**22
 _NAMES_AT_ONCE = 2**16
+_ENTRIES_AT_ONCE = 2**18
 
 Rows = npt.NDArray[np.int64]
 
@@ -171,11 +172,15 @@ class FeatureStore:
     def _damaged_entries(self, rows: Rows) -> Rows:
         if self.check is None:
             return rows[:0]
-        for _ in range(2):  # a row that a writer takes back meanwhile is found pending at the second look
-            status = self.status[rows]
-            checks = entry_checks(status, self.crc32[rows], self.digest[rows], self.stat[rows])
-            rows = rows[(status != PENDING) & (checks != self.check[rows])]
-        return rows
+        parts = [rows[:0]]
+        for start in range(0, len(rows), _ENTRIES_AT_ONCE):
+            some = rows[start : start + _ENTRIES_AT_ONCE]
+            for _ in range(2):  # a row that a writer takes back meanwhile is found pending at the second look
+                status = self.status[some]
+                checks = entry_checks(status, self.crc32[some], self.digest[some], self.stat[some])
+                some = some[(status != PENDING) & (checks != self.check[some])]
+            parts.append(some)
+        return np.concatenate(parts)
 
     def damaged_rows(self, on_rows: Callable[[int], object] = lambda count: None) -> Rows:
         """The rows that do not match their checksums, or are not finite, (k,) int64; memory does not grow with n.
