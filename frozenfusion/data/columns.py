@@ -13,22 +13,14 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from frozenfusion.utils.names import decoded, encoded
+
 Array = NDArray[Any]
 
 ROWS_AT_ONCE = 2**16  # are copied or iterated
 TEXTS_OF_A_BLOCK = 128
 _TEXTS_AT_ONCE = 2**21  # are put in order
 _LEVEL = 1  # of zlib: higher ones take three times as long to save a tenth
-
-
-def encoded(text: str) -> bytes:
-    """A string as UTF-8; halves of characters, which names of files may have, stay what they are."""
-    return text.encode("utf-8", "surrogatepass")
-
-
-def decoded(data: bytes) -> str:
-    """What `encoded` made bytes of."""
-    return data.decode("utf-8", "surrogatepass")
 
 
 class StringColumn(Sequence[str]):

@@ -10,9 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
+
+import numpy as np
+from numpy.typing import NDArray
 
 from frozenfusion.data.images import MAX_FILE_BYTES, file_digest
 from frozenfusion.data.pairs import Pair
@@ -24,9 +28,10 @@ from frozenfusion.data.places import (
     image_bytes,
     image_stat,
     image_stats,
+    in_reading_order,
     is_remote,
-    reading_order,
 )
+from frozenfusion.data.views import image_of
 from frozenfusion.store.command import ARRAYS, default_cache, extraction_command
 from frozenfusion.store.reader import FeatureStore, Rows
 from frozenfusion.store.status import DIGEST_BYTES, OK
@@ -37,23 +42,24 @@ from frozenfusion.utils.progress import Progress, log
 
 # More changed images than FEW, and than this share of all that there are to compare, are hardly some that were edited.
 FEW, SMALL_SHARE = 3, 0.05
+_AT_ONCE = 2**14  # images that are looked at
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was found of image files; `changed` and `same` are places among those that were compared.
+    """What was found of image files; `changed` and `same` are places among the pairs, ascending.
 
     Attributes:
         there: how many files could be compared.
         changed: those of other bytes than the row's digest.
         same: those that were read and have the same bytes.
-        stats: size and mtime of each file, NO_FILE where there is none.
+        stats: size and mtime of each that is the same, (k, 2) int64.
     """
 
     there: int
-    changed: list[int]
-    same: list[int]
-    stats: list[Stat]
+    changed: Rows
+    same: Rows
+    stats: NDArray[np.int64]
 
     @property
     def looks_foreign(self) -> bool:
@@ -61,29 +67,37 @@ class Comparison:
         return len(self.changed) > max(FEW, SMALL_SHARE * self.there)
 
 
-def compare_files(store: FeatureStore, rows: Rows, images: Sequence[ImagePlace], *, every: bool = False) -> Comparison:
-    """Compare images with what their rows, (k,), remember of them; with `every`, whatever size and mtime say."""
-    remembered = store.stat[rows].tolist()
-    comparable = ((store.status[rows] != OK) | store.digest[rows].any(axis=1)).tolist()
-    stats = image_stats(images)
-    there = [place for place, found in enumerate(stats) if found != NO_FILE and comparable[place]]
-    doubtful = [place for place in there if every or list(stats[place]) != remembered[place]]
-    changed: list[int] = []
-    same: list[int] = []
-    unreadable = 0
-    doubtful.sort(key=lambda place: reading_order(images[place]))
-    digests = at_once(_digest, [images[place] for place in doubtful], waits=any(map(is_remote, images)))
-    with Progress(len(doubtful), "img", "comparing") if doubtful else contextlib.nullcontext() as progress:
-        for place, digest in zip(doubtful, digests, strict=True):
-            if digest is None:
-                unreadable += 1
-            elif digest == store.digest[rows[place]].tobytes():
-                same.append(place)
-            else:
-                changed.append(place)
+def compare_files(
+    store: FeatureStore, rows: Rows, image: Callable[[int], ImagePlace], *, every: bool = False
+) -> Comparison:
+    """Compare the images of pairs with what their rows, (k,), remember of them; pairs of row -1 are passed over.
+
+    image: where the image of a pair is, by its place. every: compare their digests, whatever size and mtime say.
+    """
+    known, waits = np.flatnonzero(rows >= 0), False
+    stats = np.zeros((len(known), 2), np.int64)
+    there, doubtful = np.zeros((2, len(known)), bool)
+    for start in range(0, len(known), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        images, own = [*map(image, known[part].tolist())], rows[known[part]]
+        stats[part] = image_stats(images)
+        comparable = (store.status[own] != OK) | store.digest[own].any(axis=1)
+        there[part] = comparable & (stats[part] != NO_FILE).any(axis=1)
+        doubtful[part] = there[part] & (every | (stats[part] != store.stat[own]).any(axis=1))
+        waits |= any(map(is_remote, images))
+    places, stats = known[doubtful], stats[doubtful]
+    same, changed = np.zeros((2, len(places)), bool)
+    reading = in_reading_order(image, places)
+    digests = at_once(_digest, (image(int(place)) for place in reading), waits=waits)
+    with Progress(len(places), "img", "comparing") if len(places) else contextlib.nullcontext() as progress:
+        for place, digest in zip(reading, digests, strict=True):
+            if digest is not None:
+                as_it_was = digest == store.digest[rows[place]].tobytes()
+                (same if as_it_was else changed)[np.searchsorted(places, place)] = True
             if progress:
                 progress.update()
-    return Comparison(len(there) - unreadable, sorted(changed), sorted(same), stats)
+    unreadable = np.count_nonzero(~(same | changed))
+    return Comparison(int(np.count_nonzero(there) - unreadable), places[changed], places[same], stats[same])
 
 
 def identity_of(image: ImagePlace) -> tuple[bytes, Stat]:
@@ -98,16 +112,17 @@ def require_same_images(store: FeatureStore, rows: Rows, pairs: Sequence[Pair], 
     Images that could not be used and are others now, or were not there, count as missing; how many is told. Object
     stores are not asked: that takes a request for each image.
     """
-    here = [place for place, pair in enumerate(pairs) if not is_remote(pair.image)]
-    rows, pairs = rows[here], [pairs[place] for place in here]
-    found, usable = compare_files(store, rows, [pair.image for pair in pairs]), store.status[rows] == OK
-    others = [pairs[place].id for place in found.changed if usable[place]]
+    image = partial(image_of, pairs)
+    here = np.fromiter((not is_remote(image(place)) for place in range(len(pairs))), bool, len(pairs))
+    found = compare_files(store, np.where(here, rows, -1), image)
+    usable = store.status[rows[found.changed]] == OK
+    others = [pairs[place].id for place in found.changed[usable].tolist()]
     if others:
         raise UserError(
             f"{store.path}: {len(others):,} of the {len(pairs):,} pairs that are needed have other images than those "
             f"that its rows were computed from ({first_few(others)}): {how_to_mend(found, store, data)}"
         )
-    later = [pairs[place].id for place in found.changed if not usable[place]]
+    later = [pairs[place].id for place in found.changed[~usable].tolist()]
     if later:
         log.warning(
             "%s images could not be used, and are there or were replaced since (%s): they count as missing until %s",

@@ -80,9 +80,10 @@ def list_rows(rows: Rows, folder: Path, listing: Listing, empty: Counter[str], *
             listing.add(read_rows(block, folder, empty, remote=remote))
             continue
         listing.extend(**columns)
-        for cell, count in Counter(_cells([row.get("label") for _, row in block])).items():
-            if cell.strip() in EMPTY_CELLS:
-                empty[cell.strip()] += count
+        if None in columns["labels"]:
+            for cell, count in Counter(_cells([row.get("label") for _, row in block])).items():
+                if cell.strip() in EMPTY_CELLS:
+                    empty[cell.strip()] += count
 
 
 def _plain_columns(plain: PlainRows, rows: Sequence[Row], folder: Path) -> dict[str, Any] | None:

@@ -16,11 +16,12 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from frozenfusion.data.columns import StringColumn, StringsMaker, TextColumn, TextsMaker, decoded, encoded
+from frozenfusion.data.columns import StringColumn, StringsMaker, TextColumn, TextsMaker
 from frozenfusion.data.places import ImagePlace, below, image_address, place_of
 from frozenfusion.data.records import read_text
 from frozenfusion.utils.errors import UsageError
 from frozenfusion.utils.messages import shown
+from frozenfusion.utils.names import decoded, encoded_names
 
 Array = NDArray[Any]
 
@@ -167,7 +168,7 @@ class PairColumns(Sequence[Pair]):
 
     def rows(self, ids: Sequence[str]) -> Array:
         """The position of each id, (k,) int64, -1 where absent."""
-        wanted = _encoded_names(ids)
+        wanted = encoded_names(ids)
         if not len(self):
             return np.full(len(ids), -1)
         places = np.minimum(np.searchsorted(self.encoded_ids, wanted, sorter=self._order), len(self) - 1)
@@ -210,14 +211,6 @@ class PairColumns(Sequence[Pair]):
 _COLUMNS = tuple(field.name for field in dataclasses.fields(PairColumns) if field.name != "root")
 
 
-def _encoded_names(names: Sequence[str]) -> Array:
-    """Names as UTF-8, (k,) S."""
-    try:
-        return np.array(names, np.bytes_)  # the fastest way, for ASCII alone
-    except UnicodeEncodeError:
-        return np.array([*map(encoded, names)], np.bytes_)
-
-
 class PairsMaker:
     """Makes PairColumns of pairs that come some at a time."""
 
@@ -244,7 +237,7 @@ class PairsMaker:
         if self._files is not None:
             self._files.extend(text_files or [""] * len(ids))
         self.n += len(ids)
-        self._ids.append(_encoded_names(ids))
+        self._ids.append(encoded_names(ids))
         self._addresses.extend(addresses)
         self._labels += np.fromiter(labels, np.int32, len(ids)).tobytes()
         self._splits += np.fromiter(map(_SPLIT_CODE.__getitem__, splits), np.int8, len(ids)).tobytes()

@@ -10,13 +10,17 @@ import dataclasses
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 from urllib.parse import quote, unquote
+
+import numpy as np
+from numpy.typing import NDArray
 
 from frozenfusion.data.table_files import File, cell_bytes, cell_size
 from frozenfusion.utils.files import TooLargeError, read_part, read_regular_file
@@ -145,9 +149,19 @@ def image_stem(image: ImagePlace) -> str:
     return PurePosixPath(image.name).stem
 
 
-def reading_order(image: ImagePlace) -> tuple[str, int]:
-    """A key that sorts the cells of tables as they can be read without going back, and leaves all else as it is."""
-    return (_name(image.file), image.row) if isinstance(image, TableCell) else ("", 0)
+def in_reading_order(image: Callable[[int], ImagePlace], places: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Places of images, (k,): as they come, but for cells of tables, which are read without going back."""
+    if not len(places) or not isinstance(image(int(places[0])), TableCell):
+        return places
+    files: dict[str, int] = {}
+    cells = np.zeros((len(places), 2), np.int64)  # a file's number and the row
+    for turn, place in enumerate(places):
+        cell = image(int(place))
+        if isinstance(cell, TableCell):
+            cells[turn] = files.setdefault(_name(cell.file), len(files) + 1), cell.row
+    by_name = np.zeros(len(files) + 1, np.int64)
+    by_name[[files[name] for name in sorted(files)]] = np.arange(1, len(files) + 1)
+    return places[np.lexsort((cells[:, 1], by_name[cells[:, 0]]))]
 
 
 def is_remote(image: ImagePlace) -> bool:
@@ -177,14 +191,15 @@ def image_stats(images: Sequence[ImagePlace]) -> list[Stat]:
     return [_file_stat(image) if isinstance(image, Path) else of_places[image.file] for image in images]
 
 
-def at_once(work: Callable[[_From], _To], items: Sequence[_From], *, waits: bool) -> Iterator[_To]:
+def at_once(work: Callable[[_From], _To], items: Iterable[_From], *, waits: bool) -> Iterator[_To]:
     """`map(work, items)`; in threads if it `waits` for a store."""
     if not waits:
         yield from map(work, items)
         return
+    items = iter(items)
     with ThreadPoolExecutor(AT_ONCE, "store") as pool:
-        for first in range(0, len(items), AT_ONCE):
-            yield from pool.map(work, items[first : first + AT_ONCE])
+        while some := list(islice(items, AT_ONCE)):
+            yield from pool.map(work, some)
 
 
 def image_size(image: str | os.PathLike[str] | Place, stat: Stat | None = None) -> int:

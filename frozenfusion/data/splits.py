@@ -9,18 +9,26 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from frozenfusion.data.manifests import MANY_CLASSES
 from frozenfusion.data.pairs import Pair, Pairs
+from frozenfusion.data.views import PairView
 from frozenfusion.utils import fits
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import read_json, write_json
 from frozenfusion.utils.messages import MOST_NAMED, first_few, printable
+from frozenfusion.utils.names import encoded
 from frozenfusion.utils.progress import log
 
 TEST_FRACTION = 0.2  # the reference's 8:2
 SHORTEST_TEXT = 10  # shorter normalised texts ("good morning" has 12 characters) are alike by chance
+_DIGEST_BYTES = 16
+
+Array = NDArray[Any]
 
 _RETWEET = re.compile(r"^\s*(?:rt\s+@\w+\s*:?\s*)+")
 _CUT_WORD = re.compile(r"\S*\.\.\.\s*$")  # NFKC writes … as three dots
@@ -172,21 +180,29 @@ def _ids(pairs: Iterable[_Labelled]) -> list[str]:
     return sorted(pair.id for pair in pairs)
 
 
-def overlap_between(
-    pairs: Pairs, train_ids: Iterable[str], test_ids: Iterable[str], digests: Mapping[str, bytes]
-) -> Overlap:
+def overlap_between(pairs: Pairs, train: Array, test: Array, digests: Array) -> Overlap:
     """Count the test pairs whose text (see normalised) or image (by digest) is also in the train part.
 
-    `digests` maps ids to the digest of their image file; ids without one have no image to compare.
+    train, test: rows of pairs, int64. digests: of the image file of every pair, (n,) S, b"" where there is none.
     """
-    train, test = list(train_ids), list(test_ids)
-    texts = {pair.id: normalised(pair.text) for pair in pairs}
-    train_texts = {text for id in train if len(text := texts.get(id, "")) >= SHORTEST_TEXT}
-    train_images = {digests[id] for id in train if id in digests}
-    return Overlap(
-        texts=sum(texts.get(id) in train_texts for id in test),
-        images=sum(digests.get(id) in train_images for id in test),
-    )
+    texts = (_text_digests(PairView(pairs.columns, rows)) for rows in (test, train))
+    return Overlap(_also_in(*texts), _also_in(digests[test], digests[train]))
+
+
+def _also_in(test: Array, train: Array) -> int:
+    """How many of the test part's digests, (k,) S, are in the train part as well; b"" is none."""
+    return int(np.count_nonzero(np.isin(test[test != b""], train)))
+
+
+def _text_digests(pairs: PairView) -> Array:
+    """A digest of each normalised text, (k,) S, b"" of short ones: those of millions take little memory."""
+    texts = map(normalised, pairs.texts())
+    codes = (_digest(text) if len(text) >= SHORTEST_TEXT else bytes(_DIGEST_BYTES) for text in texts)
+    return np.fromiter(codes, f"S{_DIGEST_BYTES}", len(pairs))
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(encoded(text), digest_size=_DIGEST_BYTES).digest()
 
 
 def normalised(text: str) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frozenfusion.data.pairs import Pairs
+from frozenfusion.data.views import texts_of
 from frozenfusion.evaluation.baselines import baselines
 from frozenfusion.evaluation.calibration import fit_temperature
 from frozenfusion.evaluation.comparison import Comparison, RunResult, compare
@@ -45,7 +46,7 @@ class Evaluation:
 
     Args:
         inputs: runs, pairs and features.
-        predictions: by the run's name; rows as `inputs.selection.ids`.
+        predictions: by the run's name; rows as `inputs.members`.
         predictor: for what the page asks the models later.
         scalings: temperatures by the run's name, where probabilities are to be calibrated.
     """
@@ -134,16 +135,19 @@ class Evaluation:
         inputs, train = self.inputs, self.inputs.train
         if not train.pairs:
             return {}
-        pairs, classes = [inputs.members[place] for place in inputs.scored.tolist()], len(inputs.label_names)
-        texts = [pair.text for pair in pairs]
+        pairs, classes = inputs.scored_members, len(inputs.label_names)
         return {
-            **baselines([pair.text for pair in train.pairs], train.labels, texts, classes),
+            **baselines(texts_of(train.pairs), train.labels, texts_of(pairs), classes),
             **probes(self.predictor.frozen_features(), train, inputs.validation(inputs.runs[0]), pairs, classes),
         }
 
     def _results(self) -> list[RunResult]:
-        keep = self.inputs.scored
-        found = self.predictions
+        keep, found = self.inputs.scored, self.predictions
+        every = len(keep) == len(self.inputs.labels)
+
+        def scored(of: NDArray[np.float64]) -> NDArray[np.float64]:
+            return of if every else of[keep]
+
         return [
             RunResult(
                 name=run.name,
@@ -151,10 +155,10 @@ class Evaluation:
                 recipe=json.dumps(run.folder.recipe, sort_keys=True, default=str),
                 options=run.folder.recipe,
                 tuning=load_tuning(run.folder),
-                probabilities=found[run.name].probabilities[keep],
-                without={name: of[keep] for name, of in found[run.name].without.items()},
-                parts={name: of[keep] for name, of in found[run.name].parts.items()},
-                calibrated=self.calibrated[run.name][keep] if run.name in self.scalings else None,
+                probabilities=scored(found[run.name].probabilities),
+                without={name: scored(of) for name, of in found[run.name].without.items()},
+                parts={name: scored(of) for name, of in found[run.name].parts.items()},
+                calibrated=scored(self.calibrated[run.name]) if run.name in self.scalings else None,
                 temperature=self.scalings[run.name].temperature if run.name in self.scalings else None,
                 validation=run.folder.validation(self.inputs.config.checkpoint),
                 parameters=run.folder.summary.get("trained_parameters"),

@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frozenfusion.data.identity import require_same_images
-from frozenfusion.data.pairs import Pair, Pairs, require_pairs
+from frozenfusion.data.pairs import Pairs, require_pairs
 from frozenfusion.data.splits import Overlap, overlap_between
+from frozenfusion.data.views import PairView, ids_of
 from frozenfusion.evaluation.config import EvaluateConfig
 from frozenfusion.evaluation.probes import Labelled
 from frozenfusion.evaluation.runs import Run, find_runs
-from frozenfusion.evaluation.selection import labels_of, select_pairs
+from frozenfusion.evaluation.selection import Rows, labels_of, select_pairs
 from frozenfusion.store.command import extraction_command
 from frozenfusion.store.reader import FeatureStore
 from frozenfusion.store.status import OK
@@ -45,11 +46,11 @@ class EvaluationInputs:
         for run in self.runs:
             self._check(run)
         self.selection = select_pairs(pairs, self.runs, config.split)
-        self.labels: NDArray[np.int64] = labels_of(pairs, self.selection.ids, self.label_names)
-        self._validations: dict[tuple[str, ...], Labelled] = {}
-        self.members: Sequence[Pair] = pairs.select(self.selection.ids)
+        self.members = self.selection.members
+        self.labels: NDArray[np.int64] = labels_of(pairs, self.members.rows, self.label_names)
+        self._validations: dict[bytes, Labelled] = {}  # by the rows of their pairs
         if any(run.model.reads_image for run in self.runs):
-            rows = store.require_rows(self.selection.ids, pairs.source)
+            rows = store.require_rows(ids_of(self.members), pairs.source)
             require_same_images(store, rows, self.members, pairs.source)
 
     def _check(self, run: Run) -> None:
@@ -73,41 +74,47 @@ class EvaluationInputs:
         """Positions in the part of the pairs that have a label."""
         return np.flatnonzero(self.labels >= 0)
 
+    @property
+    def scored_members(self) -> PairView:
+        """The pairs of the part that have a label."""
+        return PairView(self.pairs.columns, self.members.rows[self.scored])
+
     @cached_property
     def train(self) -> Labelled:
         """The labelled pairs of the train part, as far as it is in this data; none for new data."""
-        return self._labelled([] if self.selection.name == "new" else self.runs[0].folder.split.train)
+        return self._labelled(self._train_rows)
 
     def validation(self, run: Run) -> Labelled:
         """The labelled pairs of a run's validation part, as far as it is in this data; none for new data."""
-        ids = tuple([] if self.selection.name == "new" else run.folder.split.val)
-        if ids not in self._validations:
-            self._validations[ids] = self._labelled(ids)
-        return self._validations[ids]
-
-    def _labelled(self, ids: Sequence[str]) -> Labelled:
-        here = [id for id in ids if id in self._ids]
-        labels = labels_of(self.pairs, here, self.label_names)
-        members = self.pairs.select(here)
-        keep = np.flatnonzero(labels >= 0)
-        return Labelled([members[place] for place in keep.tolist()], labels[keep])
+        rows = self._here([] if self.selection.name == "new" else run.folder.split.val)
+        known_as = rows.tobytes()
+        if known_as not in self._validations:
+            self._validations[known_as] = self._labelled(rows)
+        return self._validations[known_as]
 
     @cached_property
-    def _ids(self) -> frozenset[str]:
-        return frozenset(self.pairs.ids)
+    def _train_rows(self) -> Rows:
+        return self._here([] if self.selection.name == "new" else self.runs[0].folder.split.train)
+
+    def _here(self, ids: Sequence[str]) -> Rows:
+        """The positions of those of some pairs that are in this data."""
+        rows = self.pairs.rows(ids)
+        return rows[rows >= 0]
+
+    def _labelled(self, rows: Rows) -> Labelled:
+        labels = labels_of(self.pairs, rows, self.label_names)
+        keep = labels >= 0
+        return Labelled(PairView(self.pairs.columns, rows[keep]), labels[keep])
 
     @cached_property
     def overlap(self) -> Overlap:
         """How many texts and images of the part are in the train part too, where the two are apart."""
         if self.selection.name not in ("test", "val"):
             return Overlap(0, 0)
-        rows = self.store.rows(self.pairs.ids).tolist()
-        digests = {
-            id: self.store.digest[row].tobytes()
-            for id, row in zip(self.pairs.ids, rows, strict=True)
-            if row >= 0 and self.store.status[row] == OK
-        }
-        return overlap_between(self.pairs, self.runs[0].folder.split.train, self.selection.ids, digests)
+        rows = self.store.rows(self.pairs.columns.encoded_ids)
+        digests = self.store.digest[rows].view("S16")[:, 0]
+        digests[(rows < 0) | (self.store.status[rows] != OK)] = b""
+        return overlap_between(self.pairs, self._train_rows, self.members.rows, digests)
 
     @cached_property
     def notes(self) -> list[str]:

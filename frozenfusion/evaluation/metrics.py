@@ -16,7 +16,7 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 CALIBRATION_BINS = 15
-_CELLS_A_TIME = 2**24  # drawn indices held at once by the bootstrap: 128 MiB
+_CELLS_A_TIME = 2**22  # drawn indices held at once by the bootstrap: 32 MiB
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from frozenfusion.data.identity import require_same_images
 from frozenfusion.data.pairs import Pair
+from frozenfusion.data.views import ids_of, texts_of
 from frozenfusion.evaluation.inputs import EvaluationInputs
 from frozenfusion.evaluation.probes import Features
 from frozenfusion.evaluation.runs import Run
@@ -62,7 +63,7 @@ class Predictor:
         """Probabilities (n, c) of the run's labelled validation pairs. Raises UserError."""
         members, inputs = self._inputs.validation(run).pairs, self._inputs
         if run.model.reads_image:
-            rows = inputs.store.require_rows([pair.id for pair in members], inputs.pairs.source)
+            rows = inputs.store.require_rows(ids_of(members), inputs.pairs.source)
             require_same_images(inputs.store, rows, members, inputs.pairs.source)
         model, dataset = self._load(run, members)
         return self._predict(run, model, dataset, {"all": None}).probabilities
@@ -135,8 +136,7 @@ class Predictor:
         key = (run.model.max_length, _digest(run.folder.tokenizer), id(members))  # lists that `inputs` keeps
         if key not in self._datasets:
             inputs, device = self._inputs, self._arithmetic.device
-            texts = [pair.text for pair in members]
-            tokens = tokenize(load_tokenizer(run.folder.tokenizer), texts, run.model.max_length)
+            tokens = tokenize(load_tokenizer(run.folder.tokenizer), texts_of(members), run.model.max_length)
             images = stored_images(inputs.store, members, inputs.pairs.source, device=device)
             self._datasets[key] = PairDataset(members, images, tokens, device=device)
         return self._datasets[key]
@@ -168,11 +168,11 @@ class Predictor:
 
 
 def _pooled_texts(run: Run, cached: CachedTexts, pairs: Sequence[Pair]) -> Features:
-    tokens = tokenize(load_tokenizer(run.folder.tokenizer), [pair.text for pair in pairs], run.model.max_length)
-    rows = cached.pooled_of(tokens, [pair.id for pair in pairs])
+    tokens = tokenize(load_tokenizer(run.folder.tokenizer), texts_of(pairs), run.model.max_length)
+    rows = cached.pooled_of(tokens, ids_of(pairs))
     if rows is None:
         raise UserError(f"{run.path}: its frozen text encoder's outputs of the train part are not cached here")
-    return Features(rows[np.arange(len(pairs))].numpy(), np.array([bool(pair.text) for pair in pairs], dtype=bool))
+    return Features(rows[np.arange(len(pairs))].numpy(), np.fromiter(map(bool, texts_of(pairs)), bool, len(pairs)))
 
 
 def _frozen_encoder(run: RunFolder) -> str | None:

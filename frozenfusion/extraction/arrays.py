@@ -132,21 +132,20 @@ def reset_replaced(writer: StoreWriter, pairs: Pairs, arrays: FeatureArrays, *, 
     Raises UserError, and changes nothing, where others are there and `update` does not say that the arrays are theirs.
     """
     rows = writer.store.rows(pairs.columns.encoded_ids)
-    settled = np.flatnonzero((rows >= 0) & (writer.store.status[rows] != PENDING))
-    usable = writer.store.status[rows[settled]] == OK
-    images = [*map(pairs.columns.image, settled.tolist())]
-    found = compare_files(writer.store, rows[settled], images, every=update)
-    others = [pairs[settled[place]].id for place in found.changed if usable[place]]
+    settled = (rows >= 0) & (writer.store.status[rows] != PENDING)
+    found = compare_files(writer.store, np.where(settled, rows, -1), pairs.columns.image, every=update)
+    usable = writer.store.status[rows[found.changed]] == OK
+    others = [pairs[place].id for place in found.changed[usable].tolist()]
     if others and not update:
         raise UserError(
             f"{writer.path}: {len(others):,} of {found.there:,} images of {pairs.source} are not those that were there "
             f"when their rows were taken from {arrays.path} ({first_few(others)}): if its features are of the images "
             "that are there now, `update=True` says so; if not, give a file of theirs with `rebuild=True`"
         )
-    if found.same:
-        writer.set_stat(rows[settled][found.same], [found.stats[place] for place in found.same])
-    if found.changed:
-        writer.reset(rows[settled][found.changed])
+    if len(found.same):
+        writer.set_stat(rows[found.same], found.stats)
+    if len(found.changed):
+        writer.reset(rows[found.changed])
 
 
 def import_rows(writer: StoreWriter, pairs: Pairs, places: Rows, arrays: FeatureArrays, reasons: dict[str, str]) -> int:

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from frozenfusion.data.identity import compare_files, how_to_mend
-from frozenfusion.data.pair_columns import PairColumns
 from frozenfusion.data.pairs import Pairs, require_pairs
-from frozenfusion.data.places import TableCell, image_address, image_stats, reading_order
+from frozenfusion.data.places import image_address, image_stats, in_reading_order
 from frozenfusion.extraction import bad_images
 from frozenfusion.extraction.arrays import FeatureArrays, import_rows, reset_replaced
 from frozenfusion.extraction.config import ExtractConfig, share_of
@@ -115,7 +114,8 @@ def _update_file(
             if isinstance(source, FeatureArrays):
                 imported = import_rows(writer, pairs, pending, source, reasons)
             elif len(pending):
-                tasks = (Task(int(rows[place]), columns.image(place)) for place in _in_reading_order(columns, pending))
+                order = map(int, in_reading_order(columns.image, pending))
+                tasks = (Task(int(rows[place]), columns.image(place)) for place in order)
                 loop = ExtractionLoop(writer, source, config, reasons, progress)
                 timing = loop.run(tasks, len(pending), images_left)
             if config.rebuild:
@@ -124,14 +124,6 @@ def _update_file(
             bad_list = bad_images.write_list(cache, writer.store, functools.partial(_files, pairs), reasons)
         found = counts(writer.store.status[rows])
     return ExtractSummary(pairs, cache, found, timing, imported, bad_list)
-
-
-def _in_reading_order(columns: PairColumns, places: Rows) -> list[int]:
-    """Places of pairs, (k,): as they come, but for cells of tables, which are read without going back."""
-    order: list[int] = places.tolist()
-    if order and isinstance(columns.image(order[0]), TableCell):
-        order.sort(key=lambda place: reading_order(columns.image(place)))
-    return order
 
 
 def _files(pairs: Pairs, ids: list[str]) -> list[str]:
@@ -280,39 +272,37 @@ def _reset_stale(writer: StoreWriter, pairs: Pairs, config: ExtractConfig, reaso
     An image that was deleted after its features were computed keeps them; a bad one is tried again if a kill lost the
     reason why it is bad. Raises UserError, and changes nothing, where the file looks like another data set's.
     """
-    columns = pairs.columns
-    rows = writer.store.rows(columns.encoded_ids)
-    settled = np.flatnonzero((rows >= 0) & (writer.store.status[rows] != PENDING))
-    usable = writer.store.status[rows[settled]] == OK
-    changed = _changed(writer, pairs, settled[usable], rows, config)
+    store, columns = writer.store, pairs.columns
+    rows = store.rows(columns.encoded_ids)
+    settled = (rows >= 0) & (store.status[rows] != PENDING)
+    usable = settled & (store.status[rows] == OK)
+    changed = _changed(writer, pairs, np.where(usable, rows, -1), config)
     if len(changed):
         log.info(f"{len(changed):,} images have changed since their features were computed: computing them again")
-    bad = settled[~usable].tolist()
+    bad = np.flatnonzero(settled & ~usable).tolist()
     again = [
         rows[place]
         for place, stat in zip(bad, image_stats([*map(columns.image, bad)]), strict=True)
         if config.retry_failed
         or config.update
-        or stat != tuple(writer.store.stat[rows[place]])
+        or stat != tuple(store.stat[rows[place]])
         or pairs[place].id not in reasons
     ]
     if again or len(changed):
         writer.reset([*again, *changed])
 
 
-def _changed(writer: StoreWriter, pairs: Pairs, places: Rows, rows: Rows, config: ExtractConfig) -> Rows:
-    """The rows of those pairs at `places` whose file has other bytes; the others get their new size and mtime."""
-    rows = rows[places]
-    images = [*map(pairs.columns.image, places.tolist())]
-    found = compare_files(writer.store, rows, images, every=config.update)
+def _changed(writer: StoreWriter, pairs: Pairs, rows: Rows, config: ExtractConfig) -> Rows:
+    """Those rows of pairs, (k,), -1 for none, whose file has other bytes; the others get their new size and mtime."""
+    found = compare_files(writer.store, rows, pairs.columns.image, every=config.update)
     if found.looks_foreign and not (config.update or config.rebuild):
-        some = first_few([pairs[places[place]].id for place in found.changed])
+        some = first_few([pairs[place].id for place in found.changed.tolist()])
         raise UserError(
             f"{writer.path}: looks like another data set's, and was left as it is: {len(found.changed):,} of "
             f"{found.there:,} images of {pairs.source} are not those that its rows were computed from ({some}): "
             f"{how_to_mend(found, writer.store, pairs.source)}"
         )
-    if found.same:
-        writer.set_stat(rows[found.same], [found.stats[place] for place in found.same])
+    if len(found.same):
+        writer.set_stat(rows[found.same], found.stats)
     changed: Rows = rows[found.changed]
     return changed

@@ -87,6 +87,6 @@ def _how_to_make_anew(store: FeatureStore, damaged: list[str], data: DataSource 
 def _compare(store: FeatureStore, pairs: Pairs) -> tuple[Comparison, list[str]]:
     """Every image file that is there beside its row's digest, and the ids of those that differ."""
     rows = store.rows(pairs.columns.encoded_ids)
-    places = np.flatnonzero((rows >= 0) & (store.status[rows] == OK))
-    found = compare_files(store, rows[places], [*map(pairs.columns.image, places.tolist())], every=True)
-    return found, [pairs[places[place]].id for place in found.changed]
+    computed = np.where((rows >= 0) & (store.status[rows] == OK), rows, -1)
+    found = compare_files(store, computed, pairs.columns.image, every=True)
+    return found, [pairs[place].id for place in found.changed.tolist()]

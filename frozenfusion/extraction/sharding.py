@@ -22,6 +22,7 @@ from frozenfusion.extraction.config import ExtractConfig
 from frozenfusion.store.hdf5 import Scalar
 from frozenfusion.store.plan import (
     IDS,
+    MOST_SHARDS,
     PLAN,
     Plan,
     evenly,
@@ -73,7 +74,13 @@ def agree_on_plan(
         raise UserError(f"{folder}: is there already, and no folder of shards: choose another `cache`")
     planned = read_plan(folder) if there else None
     n = len(pairs)
-    bounds = evenly(n, config.shards or (planned.bounds[1] if planned else n))
+    rows = config.shards or (planned.bounds[1] if planned else n)
+    if planned is None and n > rows * MOST_SHARDS:
+        raise UserError(
+            f"{folder}: {n:,} images in shards of {rows:,} are {-(-n // rows):,} files, more than the {MOST_SHARDS:,} "
+            f"that can be read as one: give `shards` of {-(-n // MOST_SHARDS):,} or more"
+        )
+    bounds = evenly(n, rows)
     if planned and planned.n == n and config.shards is None:
         bounds = planned.bounds
     attributes = {"created_by": f"frozenfusion {__version__}", **attributes}

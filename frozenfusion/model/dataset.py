@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from frozenfusion.data.pairs import Pair
+from frozenfusion.data.views import ids_of, labels_of, texts_of
 from frozenfusion.store.reader import FeatureStore, Rows
 from frozenfusion.store.tensors import FeatureRows
 from frozenfusion.text.encoder import TextFeatures
@@ -67,12 +68,11 @@ class PairDataset:
     def __init__(
         self, pairs: Sequence[Pair], images: Images, texts: Texts, *, device: str | torch.device = "cpu"
     ) -> None:
-        self.ids = [pair.id for pair in pairs]
+        self.ids = ids_of(pairs)
         self.images, self.texts = images, texts
-        has_text = np.array([bool(pair.text) for pair in pairs], dtype=bool)
-        labels = np.array([-1 if pair.label is None else pair.label for pair in pairs], dtype=np.int64)
+        has_text = np.fromiter(map(bool, texts_of(pairs)), bool, len(pairs))
         self.present = torch.from_numpy(np.stack([has_text, images.present], axis=1)).to(device)
-        self.labels = torch.from_numpy(labels).to(device)
+        self.labels = torch.from_numpy(labels_of(pairs)).to(device)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -120,7 +120,7 @@ def stored_images(
 
     Raises UserError, with the command for `data`, if the store lacks ids or has not computed them yet.
     """
-    rows = store.require_rows([pair.id for pair in pairs], data)
+    rows = store.require_rows(ids_of(pairs), data)
     return FeatureRows(store, rows, device, pooled=pooled)
 
 

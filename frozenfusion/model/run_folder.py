@@ -179,9 +179,12 @@ class RunFolder:
         own = {name if name == "alpha" else HEAD + name: of for name, of in model.fusion_options.items()}
         return {**chosen, **own, "text_pool": pool}
 
-    @cached_property
+    @property
     def split(self) -> Split:
-        """Which pairs it was trained, validated and is to be tested on; none of a model that was saved by itself."""
+        """Which pairs it was trained, validated and is to be tested on; none of a model that was saved by itself.
+
+        Read each time: those of millions take more memory than all else of a run.
+        """
         path = self.file("split.json")
         if not path.exists() and "options" not in self.config:
             return Split(UNKNOWN, 0, [], [], [])

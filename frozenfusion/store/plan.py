@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 FORMAT, FORMAT_VERSION = "frozen-fusion-shards", 1
 PLAN, IDS = "plan.json", "ids.npy"
 _MOST_ROWS = 2**40
+MOST_SHARDS = 30_000  # a reader maps each twice, and Linux gives a process 65,530 maps
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +22,12 @@ from frozenfusion.store.shards import MappedShards
 from frozenfusion.store.status import OK, PENDING, STATUS_NAMES
 from frozenfusion.utils.errors import UsageError, UserError
 from frozenfusion.utils.messages import first_few, printable
+from frozenfusion.utils.names import are_encoded, decoded, encoded_names
 
 MAX_ID_BYTES = 1024
 CHUNK_BYTES = 2**22
 _NAMES_AT_ONCE = 2**16
+_ENTRIES_AT_ONCE = 2**18
 
 Rows = npt.NDArray[np.int64]
 
@@ -82,7 +84,7 @@ class FeatureStore:
 
     def rows(self, ids: Sequence[str] | Array) -> Rows:
         """The row of each id, (k,) int64; -1 where the store has no such id. An array of S has them as a store has."""
-        wanted = ids if are_encoded(ids) else encoded_names(ids)
+        wanted = encoded_names(ids)
         if np.array_equal(wanted, self.ids):
             rows = np.arange(self.n)
         else:
@@ -92,14 +94,15 @@ class FeatureStore:
             found &= np.fromiter((not name.endswith("\0") for name in ids), bool, len(ids))  # NumPy ignores those
         return np.where(found, rows, -1).astype(np.int64)
 
-    def require_rows(self, ids: Sequence[str], data: str | os.PathLike[str] = "DATA") -> Rows:
+    def require_rows(self, ids: Sequence[str] | Array, data: str | os.PathLike[str] = "DATA") -> Rows:
         """The row of each id, (k,) int64. Raises UserError, with the command for `data`, unless all are computed."""
         rows = self.rows(ids)
         self.require_sound_entries(rows[rows >= 0])
         lacking = {"lacks {}": rows < 0, "has not computed {} yet": (rows >= 0) & (self.status[rows] == PENDING)}
         for told, where in lacking.items():
-            some = [ids[place] for place in np.flatnonzero(where).tolist()]
-            if some:
+            if where.any():
+                places = np.flatnonzero(where)
+                some = _decoded(ids[places] if are_encoded(ids) else [ids[place] for place in places.tolist()])
                 which = f"{len(some):,} of the {len(ids):,} pairs that are needed ({first_few(some)})"
                 raise UserError(f"{self.path}: {told.format(which)}: add them with {self.command(data)}")
         return rows
@@ -169,11 +172,15 @@ class FeatureStore:
     def _damaged_entries(self, rows: Rows) -> Rows:
         if self.check is None:
             return rows[:0]
-        for _ in range(2):  # a row that a writer takes back meanwhile is found pending at the second look
-            status = self.status[rows]
-            checks = entry_checks(status, self.crc32[rows], self.digest[rows], self.stat[rows])
-            rows = rows[(status != PENDING) & (checks != self.check[rows])]
-        return rows
+        parts = [rows[:0]]
+        for start in range(0, len(rows), _ENTRIES_AT_ONCE):
+            some = rows[start : start + _ENTRIES_AT_ONCE]
+            for _ in range(2):  # a row that a writer takes back meanwhile is found pending at the second look
+                status = self.status[some]
+                checks = entry_checks(status, self.crc32[some], self.digest[some], self.stat[some])
+                some = some[(status != PENDING) & (checks != self.check[some])]
+            parts.append(some)
+        return np.concatenate(parts)
 
     def damaged_rows(self, on_rows: Callable[[int], object] = lambda count: None) -> Rows:
         """The rows that do not match their checksums, or are not finite, (k,) int64; memory does not grow with n.
@@ -221,16 +228,6 @@ def as_store(features: FeatureStore | str | os.PathLike[str]) -> FeatureStore:
     return FeatureStore(features)
 
 
-def are_encoded(names: Sequence[str] | Array) -> TypeGuard[Array]:
-    """Whether names are an array of UTF-8, (k,) S, as stores have them; any other sequence is of strings."""
-    return isinstance(names, np.ndarray) and names.dtype.kind == "S"
-
-
-def encoded_names(names: Sequence[str] | Array) -> Array:
-    """Names as UTF-8 of fixed length, (k,) S; those that no store has as well."""
-    return np.array([name.encode("utf-8", "surrogatepass") for name in names], np.bytes_)
-
-
 def encode_ids(ids: Sequence[str] | Array) -> Array:
     """Row names as sorted fixed-length UTF-8, (n,) S; an array of S has them so, maybe longer than the longest.
 
@@ -254,8 +251,8 @@ def encode_ids(ids: Sequence[str] | Array) -> Array:
     return array
 
 
-def _decoded(names: Sequence[str] | Array) -> Sequence[str] | Array:
-    return [code.decode("utf-8", "surrogatepass") for code in names.tolist()] if are_encoded(names) else names
+def _decoded(names: Sequence[str] | Array) -> Sequence[str]:
+    return [*map(decoded, names.tolist())] if are_encoded(names) else list(names)
 
 
 def _reopen(path: Path, ids_crc32: int) -> FeatureStore:

@@ -5,6 +5,7 @@ Shapes: n rows of all shards, k rows of a call.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -165,6 +166,14 @@ class MappedShards:
         try:
             file = MappedFile(path, twins, place)
         except UserError as error:
+            reason = error.__cause__.errno if isinstance(error.__cause__, OSError) else None
+            if reason == errno.EMFILE:  # which says nothing of the shard
+                raise
+            if reason == errno.ENOMEM:
+                raise UserError(
+                    f"{folder}: the system does not map all of its {len(plan.shards):,} shards: raise the limit (on "
+                    "Linux sysctl vm.max_map_count), or make a folder with larger `shards`"
+                ) from error
             raise UserError(f"{error}: a shard of {folder}: {mend}") from error
         features = file.arrays["features"]
         if file.layout.fingerprint != plan.fingerprint or (features.shape[1:], features.dtype) != (

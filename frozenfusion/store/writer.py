@@ -20,12 +20,13 @@ from frozenfusion.store.entries import entry_checks
 from frozenfusion.store.hdf5 import Scalar, create_file, require_own
 from frozenfusion.store.making import continues, copy_rows, make_store, rebuild_path
 from frozenfusion.store.raw_file import Array, RowFile, open_regular
-from frozenfusion.store.reader import FeatureStore, Rows, are_encoded, encode_ids
+from frozenfusion.store.reader import FeatureStore, Rows, encode_ids
 from frozenfusion.store.status import DIGEST_BYTES, OK, PENDING, STATUS_NAMES
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import sweep, sync_folder, temporary_beside, writing
 from frozenfusion.utils.interrupts import held_back
 from frozenfusion.utils.locks import WriterLock
+from frozenfusion.utils.names import are_encoded
 from frozenfusion.utils.progress import log
 
 SECONDS_BETWEEN_COMMITS = 1.0
@@ -272,7 +273,7 @@ class StoreWriter:
         if not len(lacking):
             return
         self._lock.require()
-        missing = ids[lacking] if are_encoded(ids) else sorted({ids[i] for i in lacking.tolist()})
+        missing = np.unique(ids[lacking]) if are_encoded(ids) else sorted({ids[i] for i in lacking.tolist()})
         merged = np.union1d(old.ids, encode_ids(missing))
         beside = temporary_beside(self.path)
         create_file(beside, merged, old.shape, old.dtype, old.fingerprint, old.attributes)

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from transformers import PreTrainedModel
 
 from frozenfusion.store.hdf5 import Scalar
+from frozenfusion.store.raw_file import Array
 from frozenfusion.store.reader import FeatureStore, Rows
 from frozenfusion.store.status import DIGEST_BYTES, OK
 from frozenfusion.store.tensors import FeatureRows
@@ -29,6 +31,7 @@ from frozenfusion.text.tokens import TokenizedTexts
 from frozenfusion.utils.device import computing_in
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.locks import sweep_lock
+from frozenfusion.utils.names import encoded_names
 from frozenfusion.utils.progress import Progress, log
 from frozenfusion.utils.tensors import weights_sha256
 
@@ -48,7 +51,7 @@ class CachedTexts:
         """The same texts without token features."""
         return CachedTexts(self._pooled, None, self.lengths)
 
-    def pooled_of(self, texts: TokenizedTexts, ids: Sequence[str]) -> FeatureRows | None:
+    def pooled_of(self, texts: TokenizedTexts, ids: Sequence[str] | Array) -> FeatureRows | None:
         """Pooled features of other texts, called `ids`, where the store has them all; none is computed."""
         store = self._pooled.store
         rows = store.rows(ids)
@@ -70,7 +73,7 @@ class CachedTexts:
 def cached_texts(
     encoder: PreTrainedModel,
     texts: TokenizedTexts,
-    ids: Sequence[str],
+    ids: Sequence[str] | Array,
     cache: Path,
     *,
     tokens: bool,
@@ -140,7 +143,7 @@ def cache_path(cache: Path, fingerprint: dict[str, Scalar]) -> Path:
     return cache.with_name(f"{cache.stem}.text-{code}.h5")
 
 
-def _is_complete(path: Path, ids: Sequence[str], digests: np.ndarray) -> bool:
+def _is_complete(path: Path, ids: Sequence[str] | Array, digests: np.ndarray) -> bool:
     """Whether a store has an up-to-date row of every text. Then it is only read, and needs no lock."""
     if not path.exists():
         return False
@@ -150,7 +153,7 @@ def _is_complete(path: Path, ids: Sequence[str], digests: np.ndarray) -> bool:
 
 
 def _writer(
-    path: Path, ids: Sequence[str], shape: tuple[int, ...], dtype: str, fingerprint: dict[str, Scalar]
+    path: Path, ids: Sequence[str] | Array, shape: tuple[int, ...], dtype: str, fingerprint: dict[str, Scalar]
 ) -> StoreWriter:
     if path.exists():
         return StoreWriter.extend(path, ids, fingerprint)
@@ -162,14 +165,14 @@ def _writer(
         path,
         f"{size:,.0f}" if size >= 10 else f"{size:.1f}",
     )
-    return StoreWriter.create(path, sorted(ids), shape, dtype, fingerprint)
+    return StoreWriter.create(path, np.sort(encoded_names(ids)), shape, dtype, fingerprint)
 
 
 def _fill(
     writers: Mapping[str, StoreWriter],
     encoder: PreTrainedModel,
     texts: TokenizedTexts,
-    ids: Sequence[str],
+    ids: Sequence[str] | Array,
     digests: np.ndarray,
     device: torch.device,
     autocast: torch.dtype | None,
@@ -219,12 +222,12 @@ def _fresh(store: FeatureStore, rows: Rows, digests: np.ndarray) -> np.ndarray:
 
 def _digests(texts: TokenizedTexts) -> np.ndarray:
     """BLAKE2b of what the encoder sees of each text, its token ids and types: (n, 16) uint8."""
-    spans = zip(texts.offsets[:-1].tolist(), texts.offsets[1:].tolist(), strict=True)
-    codes = [
+    spans = pairwise(map(int, texts.offsets))
+    codes = (
         hashlib.blake2b(texts.ids[a:b].tobytes() + texts.types[a:b].tobytes(), digest_size=DIGEST_BYTES).digest()
         for a, b in spans
-    ]
-    return np.frombuffer(b"".join(codes), np.uint8).reshape(-1, DIGEST_BYTES)
+    )
+    return np.fromiter(codes, f"V{DIGEST_BYTES}", len(texts)).view(np.uint8).reshape(-1, DIGEST_BYTES)
 
 
 def _configuration_digest(encoder: PreTrainedModel) -> str:

@@ -9,9 +9,10 @@ import functools
 import json
 import secrets
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,8 @@ from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.files import write_atomically, writing
 from frozenfusion.utils.hub import find_files, quiet
 from frozenfusion.utils.messages import first_line
+
+_TEXTS_AT_ONCE = 4096  # are tokenised
 
 
 @dataclass(frozen=True)
@@ -72,12 +75,34 @@ class TokenizedTexts:
         }
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> TokenizedTexts:
-    """Tokenise all texts at once, special tokens included, each cut to max_length tokens.
+def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], max_length: int) -> TokenizedTexts:
+    """Tokenise all texts, special tokens included, each cut to max_length tokens.
 
     Special tokens are the tokenizer's to add: where a text spells one ("[SEP]"), its letters are read like any others.
     """
-    texts = segmented(tokenizer, texts)
+    ids, types, lengths, truncated = bytearray(), bytearray(), bytearray(), 0  # which grow in place
+    texts = iter(texts)
+    while some := list(islice(texts, _TEXTS_AT_ONCE)):  # lists of tokens take dozens of times as much as their numbers
+        own, kinds, cut = _tokenized(tokenizer, segmented(tokenizer, some), max_length)
+        ids += np.fromiter(chain.from_iterable(own), np.int32).tobytes()
+        types += np.fromiter(chain.from_iterable(kinds), np.uint8).tobytes()
+        lengths += np.fromiter(map(len, own), np.int64, len(own)).tobytes()
+        truncated += sum(cut)
+    return TokenizedTexts(
+        ids=np.frombuffer(ids, np.int32),
+        types=np.frombuffer(types, np.uint8),
+        offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(np.frombuffer(lengths, np.int64))]),
+        pad_id=tokenizer.pad_token_id or 0,
+        max_length=max_length,
+        truncated=truncated,
+    )
+
+
+Encoded = tuple[list[list[int]], list[list[int]], list[bool]]
+"""Token ids and types of texts, and whether each was longer."""
+
+
+def _tokenized(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> Encoded:
     ids, types, cut = _encode(tokenizer, texts, max_length)
     special, unknown = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}, tokenizer.unk_token
     added = tokenizer.num_special_tokens_to_add()
@@ -90,24 +115,10 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_lengt
         plain = _encode(_without_names(tokenizer), [texts[i] for i in spelt], max_length)
         for place, own, kinds, longer in zip(spelt, *plain, strict=True):
             ids[place], types[place], cut[place] = own, kinds, longer
-    lengths = np.array([len(row) for row in ids], dtype=np.int64)
-    return TokenizedTexts(
-        ids=np.fromiter((token for row in ids for token in row), dtype=np.int32, count=int(lengths.sum())),
-        types=np.fromiter((kind for row in types for kind in row), dtype=np.uint8, count=int(lengths.sum())),
-        offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
-        pad_id=tokenizer.pad_token_id or 0,
-        max_length=max_length,
-        truncated=sum(cut),
-    )
-
-
-Encoded = tuple[list[list[int]], list[list[int]], list[bool]]
-"""Token ids and types of texts, and whether each was longer."""
+    return ids, types, cut
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> Encoded:
-    if not texts:
-        return [], [], []
     with quiet(), _told("the tokenizer does not work", "restore its files"):
         encoded = tokenizer(
             list(texts),

@@ -6,7 +6,8 @@ import csv
 import io
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TextIO
 
 from frozenfusion.utils.messages import printable
 
@@ -57,7 +58,13 @@ def to_csv(lines: Sequence[Sequence[object]], *, digits: int | None = 6) -> str:
     All that is written as CSV goes through here, and every string through `csv_cell`.
     """
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    write_csv(text, lines, digits=digits)
+    return text.getvalue()
+
+
+def write_csv(file: TextIO, lines: Iterable[Sequence[object]], *, digits: int | None = 6) -> None:
+    """Write lines of cells into a file that keeps their ends, as `to_csv` makes them, one after another."""
+    writer = csv.writer(file, lineterminator="\n")
 
     def told(cell: object) -> object:
         if isinstance(cell, float) and digits is not None:
@@ -65,7 +72,6 @@ def to_csv(lines: Sequence[Sequence[object]], *, digits: int | None = 6) -> str:
         return csv_cell(cell) if isinstance(cell, str) else cell
 
     writer.writerows([told(cell) for cell in line] for line in lines)
-    return text.getvalue()
 
 
 def csv_cell(cell: str) -> str:

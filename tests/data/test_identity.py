@@ -70,8 +70,11 @@ def test_what_has_another_time_and_the_same_content_is_the_same(store: FeatureSt
         os.utime(pair.image, ns=(1, 1))
     check(store, pairs)
     assert not caplog.records
-    found = compare_files(store, np.arange(8), [pair.image for pair in pairs])
-    assert (found.there, found.changed, found.same) == (6, [], [0, 1, 2, 3, 4, 6])
+    found = compare_files(store, np.arange(8), lambda place: pairs[place].image)
+    assert (found.there, found.changed.tolist(), found.same.tolist()) == (6, [], [0, 1, 2, 3, 4, 6])
+    assert [tuple(stat) for stat in found.stats] == [image_stat(pairs[place].image) for place in found.same]
+    part = compare_files(store, np.array([-1, 1, -1, 3, -1, -1, -1, -1]), lambda place: pairs[place].image, every=True)
+    assert (part.there, part.same.tolist()) == (2, [1, 3])
 
 
 def test_rows_without_a_digest_and_files_that_cannot_be_looked_at_are_passed_over(

@@ -19,6 +19,7 @@ from frozenfusion.evaluation import metrics
 from frozenfusion.evaluation import predictor as predict
 from frozenfusion.evaluation.config import EvaluateConfig
 from frozenfusion.evaluation.evaluator import Evaluation, evaluate
+from frozenfusion.evaluation.inputs import EvaluationInputs
 from frozenfusion.model.classifier import PairClassifier
 from frozenfusion.store.reader import FeatureStore
 from frozenfusion.store.writer import StoreWriter
@@ -336,3 +337,29 @@ def test_too_little_memory_is_told_on_a_cpu_too(world: Path, monkeypatch: pytest
     monkeypatch.setattr("frozenfusion.evaluation.predictor.predict", fail)
     with pytest.raises(UserError, match="cpu has too little memory for `batch_size=16`: choose a smaller one"):
         run_on(world, "image", out=None)
+
+
+def test_files_do_not_depend_on_how_many_pairs_are_looked_at_at_once(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("frozenfusion.evaluation.report.results.plot_confusion", lambda *_: None)
+    run_on(world, "concat-seed0", out=tmp_path / "whole", bootstrap=100)
+    for place in ("data.views._AT_ONCE", "text.tokens._TEXTS_AT_ONCE", "evaluation.baselines._TEXTS_AT_ONCE"):
+        monkeypatch.setattr(f"frozenfusion.{place}", 3)
+    monkeypatch.setattr("frozenfusion.evaluation.metrics._CELLS_A_TIME", 50)
+    run_on(world, "concat-seed0", out=tmp_path / "parts", bootstrap=100)
+    files = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*.*"))
+    assert Path("report.html") in files
+    for file in files:
+        assert (tmp_path / "parts" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
+
+
+def test_rows_that_remember_no_image_share_none(world: Path, tmp_path: Path):
+    store = FeatureStore(world / "features.h5")
+    with StoreWriter.create(tmp_path / "f.h5", store.ids, store.shape, store.dtype, store.fingerprint) as writer:
+        rows = np.arange(store.n)
+        writer.write(rows, store.features, np.zeros((store.n, 16), np.uint8), np.zeros((store.n, 2), np.int64))
+    pairs, config = load_pairs(world / "data" / "pairs.csv"), EvaluateConfig()
+    inputs = EvaluationInputs([world / "runs" / "image"], pairs, FeatureStore(tmp_path / "f.h5"), config)
+    assert inputs.train.pairs
+    assert inputs.overlap.images == 0

@@ -21,11 +21,13 @@ from warm import Script
 
 from frozenfusion.cli import extract as extract_command
 from frozenfusion.data.pairs import load_pairs
+from frozenfusion.extraction import sharding
 from frozenfusion.extraction.claims import LEASE, Worker
 from frozenfusion.extraction.config import ExtractConfig
 from frozenfusion.extraction.extractor import ExtractSummary, extract, update_features
 from frozenfusion.extraction.inspection import info, verify
 from frozenfusion.extraction.merging import merge_shards
+from frozenfusion.store import mapped
 from frozenfusion.store.reader import FeatureStore
 from frozenfusion.utils.errors import UsageError, UserError
 from frozenfusion.utils.locks import lock_path
@@ -416,3 +418,28 @@ def test_the_library_returns_the_folder_as_a_store(data: Path, folder: Path, who
     assert np.array_equal(store.gather([9, 1]), FeatureStore(whole).gather([9, 1]))
     plan = json.loads((folder / "plan.json").read_text())
     assert plan["bounds"] == [0, 3, 6, 9, 11]
+
+
+def test_more_shards_than_can_be_read_as_one_are_refused_before_anything_is_written(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharding, "MOST_SHARDS", 3)
+    with pytest.raises(UserError, match=r"11 images in shards of 3 are 4 files, .* `shards` of 4 or more"):
+        run(data, tmp_path / "cache", shards=3)
+    assert not (tmp_path / "cache").exists()
+    assert run(data, tmp_path / "cache", shards=4).counts["pending"] == 0
+
+
+@pytest.mark.parametrize(
+    ("reason", "told"), [(errno.ENOMEM, r"4 shards: raise the limit .* larger `shards`"), (errno.EMFILE, "ulimit -n")]
+)
+def test_a_limit_of_the_system_is_no_fault_of_a_shard(
+    made: Path, monkeypatch: pytest.MonkeyPatch, reason: int, told: str
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(reason, os.strerror(reason))
+
+    monkeypatch.setattr(mapped, "_mapped", refused)
+    with pytest.raises(UserError, match=told) as raised:
+        FeatureStore(made)
+    assert "delete" not in str(raised.value)

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch.testing import assert_close
 from transformers import AlbertConfig, AutoModel, BartConfig, DistilBertConfig, RobertaConfig, RobertaModel, ViTConfig
 
+from frozenfusion.text import tokens
 from frozenfusion.text.batching import batches_by_length, batches_in_order_of_length
 from frozenfusion.text.encoder import check_max_length, encode, load_text_encoder
 from frozenfusion.text.tokens import TokenizedTexts, load_tokenizer, save_tokenizer, tokenize
@@ -53,6 +54,18 @@ def texts(encoder_folder: Path) -> TokenizedTexts:
 
 
 # Tokens
+
+
+def test_texts_are_the_same_tokens_however_many_are_tokenised_at_once(
+    encoder_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts, tokenizer = [*TEXTS, "[SEP] spelt", "good " * 40], load_tokenizer(encoder_folder)
+    whole = tokenize(tokenizer, texts, max_length=30)
+    monkeypatch.setattr(tokens, "_TEXTS_AT_ONCE", 2)
+    parts = tokenize(tokenizer, iter(texts), max_length=30)
+    assert parts.truncated == whole.truncated > 0
+    for name in ("ids", "types", "offsets"):
+        np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
 
 
 def test_texts_are_cut_to_max_length_special_tokens_included(texts: TokenizedTexts) -> None:

@@ -17,6 +17,7 @@ from frozenfusion.data.decoding import Decoder, no_memory
 from frozenfusion.data.images import BadImage, quiet_pillow, read_image_file
 from frozenfusion.data.pairs import Pair
 from frozenfusion.data.places import ImagePlace
+from frozenfusion.data.views import ids_of
 from frozenfusion.evaluation import metrics
 from frozenfusion.evaluation.comparison import Comparison
 from frozenfusion.evaluation.inputs import EvaluationInputs
@@ -77,7 +78,7 @@ def page_of(inputs: EvaluationInputs, comparison: Comparison, predictor: Predict
     what = f"{len(heads)} fusion heads" if len(heads) > 1 else heads[0].name
     with quiet_pillow():
         attending, maps = _attention(inputs, comparison, predictor)
-        mistakes = most_confident_mistakes(comparison, [inputs.members[place] for place in inputs.scored.tolist()])
+        mistakes = most_confident_mistakes(comparison, inputs.scored_members)
     return Page(
         title=f"{what} on {inputs.pairs.path.resolve().name}",
         part=inputs.selection.name,
@@ -118,9 +119,9 @@ def _facts(inputs: EvaluationInputs, comparison: Comparison) -> list[str]:
 def _attention(inputs: EvaluationInputs, comparison: Comparison, predictor: Predictor) -> tuple[str, list[Example]]:
     """A head that attends over image regions, the page's own if it does, and what it looks at in a few random pairs."""
     attending = [row for row in (comparison.focus, *comparison.heads) if head_class(row.runs[0].head).takes_regions]
-    status = inputs.store.status[inputs.store.rows(inputs.selection.ids)]
-    places = [place for place in inputs.scored.tolist() if status[place] == OK]
-    if not attending or not places or len(inputs.store.shape) == 1 or inputs.config.without == "image":
+    status = inputs.store.status[inputs.store.rows(ids_of(inputs.members))]
+    places = inputs.scored[status[inputs.scored] == OK]
+    if not attending or not len(places) or len(inputs.store.shape) == 1 or inputs.config.without == "image":
         return "", []
     chosen = np.sort(np.random.default_rng(inputs.config.seed).permutation(places)[:MOST_ATTENTION])
     row = attending[0]

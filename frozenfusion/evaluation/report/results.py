@@ -5,7 +5,8 @@ Shapes: n pairs, c classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ from frozenfusion.evaluation.report.page import page_of
 from frozenfusion.evaluation.report.plots import plot_confusion
 from frozenfusion.evaluation.report.tables import comparison_csv, comparison_markdown
 from frozenfusion.model.inference import Predicted
-from frozenfusion.utils.files import write_atomically, write_json
+from frozenfusion.utils.files import replacing, write_atomically, write_json
 from frozenfusion.utils.progress import log
-from frozenfusion.utils.tables import to_csv
+from frozenfusion.utils.tables import to_csv, write_csv
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -41,9 +42,8 @@ def write_all_predictions(
     folders = {name: out / name if len(found) > 1 else out for name in found}
     for name, predicted in found.items():
         path = folders[name] / "predictions.csv"
-        ids, decided = inputs.selection.ids, predicted.probabilities.argmax(1)
-        shares = calibrated.get(name, predicted.probabilities)
-        write_predictions(path, ids, inputs.labels, inputs.label_names, decided, shares)
+        decided, shares = predicted.probabilities.argmax(1), calibrated.get(name, predicted.probabilities)
+        write_predictions(path, inputs.members.ids(), inputs.labels, inputs.label_names, decided, shares)
         if inputs.selection.name == "unlabelled" and inputs.pairs.layout == "course":
             write_course_tags(folders[name], inputs.pairs.path, inputs.selection.ids, inputs.label_names, predicted)
     return folders
@@ -92,14 +92,16 @@ def _about(inputs: EvaluationInputs) -> dict[str, object]:
 
 
 def write_predictions(
-    path: Path, ids: Sequence[str], labels: Ints, label_names: Sequence[str], decided: Ints, probabilities: Floats
+    path: Path, ids: Iterable[str], labels: Ints, label_names: Sequence[str], decided: Ints, probabilities: Floats
 ) -> None:
     """Write a line per pair, in the order given: id, label (empty without one), prediction, probability per class."""
-    lines: list[list[object]] = [["id", "label", "prediction", *(f"p_{name}" for name in label_names)]]
-    for id, label, place, row in zip(ids, labels.tolist(), decided.tolist(), probabilities, strict=True):
-        told = label_names[label] if label >= 0 else None
-        lines.append([id, told, label_names[place], *(f"{share:.6f}" for share in row)])
-    write_atomically(path, to_csv(lines))
+    header = ["id", "label", "prediction", *(f"p_{name}" for name in label_names)]
+    lines = (
+        [id, label_names[label] if label >= 0 else None, label_names[place], *(f"{share:.6f}" for share in row)]
+        for id, label, place, row in zip(ids, labels, decided, probabilities, strict=True)
+    )
+    with replacing(path) as beside, beside.open("w", encoding="utf-8", newline="") as file:
+        write_csv(file, chain([header], lines))
 
 
 def write_metrics(
