@@ -179,6 +179,19 @@ def test_tuning_on_the_cluster_equals_one_run_at_a_time_though_a_process_dies(
     assert again == there  # nothing is left to do, for which no cluster is asked
 
 
+def test_a_study_of_labels_on_the_cluster_equals_one_run_at_a_time(
+    cluster: Cluster, tmp_path: Path, no_plots: None
+) -> None:
+    options = tiny.make_training(tmp_path, epochs=1, freeze_text=True)
+
+    def study(name: str, **where: Any) -> list[ff.TrainedRun]:
+        given = {"joint": ff.JointConfig(joint="self", rounds=2), "fractions": [0.3], "folder": tmp_path / name}
+        return ff.study_labels(ff.load_pairs(options.data), options.cache, config=options.config, **given, **where)
+
+    for run, alone in zip(study("there", ray=cluster.address), study("alone", jobs=1), strict=True):
+        tiny.assert_same_tensors(run.folder / "model.safetensors", alone.folder / "model.safetensors")
+
+
 def test_a_node_without_the_package_is_told(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = tiny.make_training(tmp_path, fusion=("image", "text"))
     monkeypatch.setattr(ray_cluster, "_environment", dict)
@@ -243,7 +256,7 @@ def test_what_cannot_be_asked_for_is_told(
     assert "a part of one or a whole number" in told(extract, *sharded, "--ray", "local", "--ray-gpus-per-worker", 1.5)
     assert "give one of them" in told(train, "--fusion", "all", "--jobs", 2, "--ray", "local")
     assert "several heads or seeds" in told(train, "--fusion", "concat", "--ray", "local")
-    assert "leave out --ray" in told(train, "--joint", "self", "--seeds", 1, 2, "--ray", "local")
+    assert "several heads or seeds" in told(train, "--joint", "self", "--ray", "local")
     monkeypatch.setitem(sys.modules, "ray", None)
     assert "pip install frozenfusion[ray]" in told(extract, *sharded, "--ray", "local")
     monkeypatch.undo()

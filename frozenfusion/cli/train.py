@@ -103,7 +103,7 @@ class TrainOptions(DataOptions, TrainConfig, JointConfig):
     """a named set of options; those that are given beside it win"""
 
     jobs: int | Literal["auto"] = "auto"
-    """runs of several heads or seeds that are trained at once; auto is one per core with frozen text, or per GPU"""
+    """runs of several heads, seeds or label fractions at once; auto is one per core with frozen text, or per GPU"""
 
     ray: str | None = None
     """train the runs on the Ray cluster at this address, or auto; local makes one of this machine: docs/scaling.md"""
@@ -145,8 +145,6 @@ class TrainOptions(DataOptions, TrainConfig, JointConfig):
         name = "joint" if self.joint else "label_fraction"
         if self.is_joint and (len(self.fusion) > 1 or ALL in self.fusion):
             raise UsageError(f"`{name}` trains one fusion head, and several are named: choose one with `fusion`")
-        if self.is_joint and self.ray is not None:
-            raise UsageError(f"`{name}` trains one run after another on this machine: leave out `ray`")
         if self.is_joint and (self.tune or self.grid):
             raise UsageError(
                 "`tune` and `grid` choose the options of trainings on labels alone: leave out the joint ones"
@@ -253,22 +251,24 @@ def _train_jointly(
     options: TrainOptions, pairs: Pairs, store: FeatureStore, *, single: bool
 ) -> tuple[list[TrainedRun], Path]:
     """The runs that learn from few labels, from pseudo-labels or both, and where they lie."""
-    from frozenfusion.data.splits import split_pairs
-    from frozenfusion.joint.run import train_jointly
+    from frozenfusion.joint.run import JointJob, joint_inputs
     from frozenfusion.joint.study import DEFAULT_FOLDER, study_labels
+    from frozenfusion.model.run_folder import RunFolder
+    from frozenfusion.training.run import default_folder
 
     config, joint, (head,) = _config(options), _of(JointConfig, options), options.fusion
     more = options.unlabelled and options.load(options.unlabelled)
-    given: dict[str, Any] = {"joint": joint, "unlabelled": more, "unlabelled_features": options.unlabelled_cache}
+    given: dict[str, Any] = {"joint": joint, "config": config}
+    given |= {"unlabelled": more, "unlabelled_features": options.unlabelled_cache}
     fractions = options.label_fraction or (1.0,)
     if not single:
         folder = options.run or DEFAULT_FOLDER
         given |= {"fractions": fractions, "seeds": options.seeds, "folder": folder}
-        return study_labels(pairs, store, head, config=config, **given), folder
-    split = split_pairs(pairs, seed=config.seed, val_fraction=config.val_fraction)
-    seed = options.seeds[0] if options.seeds else config.seed
-    given |= {"config": dataclasses.replace(config, seed=seed), "split": split, "run": options.run}
-    run = train_jointly(pairs, store, head, label_fraction=fractions[0], **given)
+        given |= {name: getattr(options, name) for name in ("jobs", "ray", "ray_gpus_per_worker")}
+        return study_labels(pairs, store, head, **given), folder
+    own = dataclasses.replace(config, seed=options.seeds[0]) if options.seeds else config
+    job = JointJob(head, own, RunFolder(options.run or default_folder(head)), joint, fractions[0])
+    run = job.train(joint_inputs(pairs, store, head, **given), talk=True)
     return [run], run.folder
 
 

@@ -2,8 +2,9 @@
 
 A point is the mean over draws of the labels. Draws and test pairs are crossed, and both have their luck, so an interval
 is that of a mean with two random effects: the variances of the draws' means and of the pairs' means add up, and its
-degrees of freedom are Satterthwaite's. It is somewhat too wide where a draw matters for some pairs alone. With one draw
-nothing is known of the luck of the draw, and no interval is given.
+degrees of freedom are Satterthwaite's. It is somewhat too wide where a draw matters for some pairs alone: unlike
+`inference.analyse`, which compares trainings, it does not take out what is then counted twice, nor correct the degrees
+of freedom for few draws. With one draw nothing is known of the luck of the draw, and no interval is given.
 
 Shapes: n pairs, s draws.
 """

@@ -57,32 +57,38 @@ def draw_labels(split: Split, pairs: Pairs, fraction: float, seed: int) -> tuple
     return dataclasses.replace(split, train=_ids(kept), val=_ids(val)), _ids(hidden)
 
 
-def labelled_part(
+def unlabelled_pairs(
     pairs: Pairs,
     store: FeatureStore,
     split: Split,
-    *,
-    fraction: float = 1.0,
-    seed: int = 0,
     unlabelled: Pairs | None = None,
     unlabelled_store: FeatureStore | None = None,
+) -> list[Source]:
+    """The pairs of the data that have no label, and all of `unlabelled`, whatever labels it has.
+
+    Never one of a test or validation part. Raises UserError where `unlabelled` has an id of the data, or features that
+    were made otherwise.
+    """
+    named = {*split.train, *split.val, *split.test}
+    bare = [pair for pair in pairs if pair.label is None and pair.split in (None, "train") and pair.id not in named]
+    sources = [Source(bare, store, pairs.source)] if bare else []
+    return sources if unlabelled is None else [*sources, _foreign(unlabelled, unlabelled_store or store, pairs, store)]
+
+
+def labelled_part(
+    pairs: Pairs, store: FeatureStore, split: Split, unlabelled: Sequence[Source], *, fraction: float, seed: int
 ) -> LabelledPart:
     """Part the pairs into those of which the label counts, and those that are to be labelled.
 
-    These are the pairs of the train part of which the label is hidden, those of the data that have none, and all of
-    `unlabelled`, whatever labels it has; never one of a test or validation part. Raises UserError where `unlabelled`
-    has an id of the data, or features that were made otherwise.
+    These are `unlabelled`, which are as `unlabelled_pairs` has them, and those of which the label is hidden.
     """
     drawn, hidden = draw_labels(split, pairs, fraction, seed)
-    named = {*split.train, *split.val, *split.test}
-    bare = [pair for pair in pairs if pair.label is None and pair.split in (None, "train") and pair.id not in named]
+    bare = [pair for source in unlabelled if source.data == pairs.source for pair in source.pairs]
     own = sorted([*pairs.select(hidden), *bare], key=lambda pair: pair.id)
     pool = [Source(_without_labels(own), store, pairs.source)] if own else []
+    pool += [source for source in unlabelled if source.data != pairs.source]
     truth = [-1 if pair.label is None else pair.label for pair in own]
-    if unlabelled is not None:
-        source = _foreign(unlabelled, unlabelled_store or store, pairs, store)
-        pool.append(source)
-        truth += [-1] * len(source.pairs)
+    truth += [-1] * (sum(len(source.pairs) for source in pool) - len(own))
     return LabelledPart(drawn, pool, np.array(truth, dtype=np.int64))
 
 

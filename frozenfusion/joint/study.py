@@ -8,17 +8,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from frozenfusion.data.pairs import Pairs, require_pairs
-from frozenfusion.data.splits import Split, split_pairs
+from frozenfusion.data.pairs import Pairs
+from frozenfusion.data.splits import Split
 from frozenfusion.joint.config import JointConfig, check_fraction
-from frozenfusion.joint.run import JointData, train_run_jointly
+from frozenfusion.joint.labels import draw_labels
+from frozenfusion.joint.run import JointJob, joint_inputs
 from frozenfusion.model.run_folder import RunFolder
-from frozenfusion.store.reader import FeatureStore, as_store
-from frozenfusion.training.config import TrainConfig, check_seeds
+from frozenfusion.store.reader import FeatureStore
+from frozenfusion.training.config import TrainConfig, where_to_train
+from frozenfusion.training.inputs import TrainingInputs
 from frozenfusion.training.run import TrainedRun
+from frozenfusion.training.sweeps import asked, train_jobs
 from frozenfusion.utils.checks import config_of
 from frozenfusion.utils.errors import UsageError
-from frozenfusion.utils.progress import log
 
 DEFAULT_FOLDER = Path("runs") / "labels"
 METHODS: Sequence[Literal["self", "co"] | None] = (
@@ -41,42 +43,57 @@ def study_labels(
     config: TrainConfig | None = None,
     folder: str | os.PathLike[str] = DEFAULT_FOLDER,
     split: Split | None = None,
+    jobs: int | Literal["auto"] = "auto",
+    ray: str | None = None,
+    ray_gpus_per_worker: float | None = None,
 ) -> list[TrainedRun]:
     """Train one head on each fraction of the labels: on these alone and, if `joint` says so, with pseudo-labels.
 
     Each seed draws its own labels, and one test part serves all, so that `evaluate` can draw the curve. With
-    `joint="co"` what each modality learns for itself ("self") is trained too. What is finished is not trained again.
+    `joint="co"` what each modality learns for itself ("self") is trained too. What is finished is not trained again; a
+    run that fails does not stop the others. sweep.csv in `folder` is written anew after each.
 
     Args:
         fractions: parts of the train part's labels; 1 is all.
         seeds: of the draws; by default the config's alone.
         folder: for the run folders, HEAD-METHOD-FRACTION-seedSEED.
-        pairs, features, joint, unlabelled, unlabelled_features, config, split: as for `train_jointly`.
+        pairs, features, joint, unlabelled, unlabelled_features, split: as for `train_jointly`.
+        config: everything else; its seed draws the split, and a frozen text encoder whose weights are random.
+        jobs, ray, ray_gpus_per_worker: as for `sweep`.
 
     Raises:
-        UserError: as for `train_jointly`.
+        UserError: as for `train_jointly`; at the end, for runs that failed.
     """
-    require_pairs(pairs)
-    config, joint = config_of(TrainConfig, config), config_of(JointConfig, joint)
-    seeds = seeds or (config.seed,)
-    check_seeds(seeds)
+    config, joint, folder = config_of(TrainConfig, config), config_of(JointConfig, joint), Path(folder)
+    where = where_to_train(jobs, ray, ray_gpus_per_worker)
+    _, seeds = asked([head], seeds, where)
     check_fractions(fractions)
-    split = split or split_pairs(pairs, seed=config.seed, val_fraction=config.val_fraction)
-    more_store = None if unlabelled_features is None else as_store(unlabelled_features)
-    data = JointData(pairs, as_store(features), split, 1.0, unlabelled, more_store)
-    runs = []
+    inputs = joint_inputs(pairs, features, head, joint, config, split, unlabelled, unlabelled_features)
+    runs = _jobs(inputs, head, fractions, seeds or (config.seed,), joint, config, folder)
+    return train_jobs(inputs, runs, folder, resume=config.resume, at_once=where)
+
+
+def _jobs(
+    inputs: TrainingInputs,
+    head: str,
+    fractions: Sequence[float],
+    seeds: Sequence[int],
+    joint: JointConfig,
+    config: TrainConfig,
+    folder: Path,
+) -> list[JointJob]:
+    """The runs of a study. None needs what another makes: each draws its labels again, and does its own rounds."""
+    jobs = []
     for fraction in fractions:
-        for method in METHODS[: METHODS.index(joint.joint) + 1]:
+        hidden = draw_labels(inputs.split, inputs.pairs, fraction, config.seed)[1]  # as many by any seed
+        methods = METHODS[: METHODS.index(joint.joint) + 1] if hidden or inputs.more.sources else METHODS[:1]
+        for method in methods:
             chosen = JointConfig() if method is None else dataclasses.replace(joint, joint=method)
             for seed in seeds:
-                drawn = dataclasses.replace(data, fraction=fraction)
-                if method and not drawn.part(seed).ids:
-                    continue  # all is labelled
-                run = RunFolder(Path(folder) / f"{head}-{method or 'labels'}-{fraction:g}-seed{seed}")
+                run = RunFolder(folder / f"{head}-{method or 'labels'}-{fraction:g}-seed{seed}")
                 own = dataclasses.replace(config, seed=seed, resume="auto")
-                runs.append(train_run_jointly(drawn, head, chosen, own, run, talk=False))
-                log.info("%s: best epoch %d of %d", run.path, runs[-1].best_epoch, runs[-1].epochs)
-    return runs
+                jobs.append(JointJob(head, own, run, chosen, fraction))
+    return jobs
 
 
 def check_fractions(fractions: Sequence[float]) -> None:

@@ -55,6 +55,10 @@ class FeatureRows:
         taken = self._held.index_select(0, torch.from_numpy(places).to(self._device))
         return taken if parts is None else taken[:, :parts]
 
+    def of(self, places: Rows) -> FeatureRows:
+        """Some of these rows, as they lie at `places`."""
+        return FeatureRows(self._store, self._rows[places], self._device, pooled=self._pooled)
+
     def will_need(self, places: Rows) -> None:
         """Have rows that are wanted soon read from the disk meanwhile, where they are too many to be in memory."""
         if self._is_large:

@@ -51,6 +51,11 @@ class CachedTexts:
         """The same texts without token features."""
         return CachedTexts(self._pooled, None, self.lengths)
 
+    def of(self, places: Rows) -> CachedTexts:
+        """Some of the texts, those at `places`."""
+        tokens = None if self._tokens is None else self._tokens.of(places)
+        return CachedTexts(self._pooled.of(places), tokens, self.lengths[places])
+
     def pooled_of(self, texts: TokenizedTexts, ids: Sequence[str] | Array) -> FeatureRows | None:
         """Pooled features of other texts, called `ids`, where the store has them all; none is computed."""
         store = self._pooled.store

@@ -42,8 +42,9 @@ class TrainingInputs:
     """Pairs, split and features for trainings of one config, whose seed makes the split where none is given.
 
     `heads` are the names of those that will be trained; all stands for every one that the features can serve. `more`
-    are pairs beside the split: those with a label are trained on as well. Raises UserError where the data or the
-    feature file do not serve, and for options that none of the heads has a use for.
+    are pairs beside the split: those with a label are trained on as well. `lender` are inputs of all these pairs, whose
+    frozen text encoder is taken, and what it makes of texts. Raises UserError where the data or the feature file do not
+    serve, and for options that none of the heads has a use for.
     """
 
     def __init__(
@@ -54,9 +55,11 @@ class TrainingInputs:
         heads: Sequence[str],
         split: Split | None = None,
         more: MorePairs | None = None,
+        lender: TrainingInputs | None = None,
     ) -> None:
         require_pairs(pairs)
         self._config, self.more = config, more or MorePairs()
+        self._lender = lender if config.freeze_text else None
         self.pairs, self.store = pairs, store
         self.regions = store.shape[0] if len(store.shape) == 2 else 0  # of an image, 0 where they are pooled
         self.heads = supported(heads, self.regions)
@@ -145,6 +148,8 @@ class TrainingInputs:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer of the text encoder; of a recurrent one the words of the train part."""
+        if self._lender is not None:
+            return self._lender.tokenizer
         if self._config.is_recurrent:
             return word_tokenizer(self._train_texts, self._config.words)
         run = self._encoder_run
@@ -176,7 +181,7 @@ class TrainingInputs:
         pairs = self._with_regions if self.model_config(head).reads_regions else self._with_vectors
         if not self._config.freeze_text or "text" not in kind.uses:
             return pairs
-        texts = self._cached_texts(text_pool)
+        texts = self.frozen_texts(text_pool)
         return pairs.with_texts(texts if kind.needs_tokens else texts.pooled_only())
 
     def model_config(self, head: str, text_pool: str = POOLER, config: TrainConfig | None = None) -> ModelConfig:
@@ -203,8 +208,12 @@ class TrainingInputs:
         )
 
     @cached_property
+    def _places(self) -> dict[str, int]:
+        return {id: place for place, id in enumerate(self.ids)}
+
+    @cached_property
     def _texts(self) -> TokenizedTexts:
-        tokenized = tokenize(self.tokenizer, [pair.text for pair in self._members], self._config.max_length)
+        tokenized = tokenize(self.tokenizer, self.texts, self._config.max_length)
         if tokenized.truncated:
             cut = f"{tokenized.truncated} of {len(tokenized)} texts"
             log.info("%s are cut to %d tokens", cut, self._config.max_length)
@@ -217,8 +226,13 @@ class TrainingInputs:
         return run if run.has_text_encoder else None
 
     @property
+    def texts(self) -> list[str]:
+        """The texts of all pairs, in the order of the dataset."""
+        return [pair.text for pair in self._members]
+
+    @property
     def _train_texts(self) -> list[str]:
-        return [pair.text for pair in self._members[: len(self.split.train)]]
+        return [self._members[place].text for place in self.train.tolist()]
 
     @cached_property
     def _word_vectors(self) -> WordVectors | None:
@@ -226,7 +240,7 @@ class TrainingInputs:
 
     @cached_property
     def _frozen_encoder(self) -> PreTrainedModel:
-        return self._load_encoder(self._config.seed)
+        return self._load_encoder(self._config.seed) if self._lender is None else self._lender._frozen_encoder
 
     def _load_encoder(self, seed: int) -> PreTrainedModel:
         if self._config.is_recurrent:
@@ -252,7 +266,11 @@ class TrainingInputs:
         images = joined([source.images(self.device, pooled=pooled) for source in self._sources])
         return PairDataset(self._members, images, self._texts, device=self.device)
 
-    def _cached_texts(self, pool: str) -> CachedTexts:
+    def frozen_texts(self, pool: str) -> CachedTexts:
+        """What the text encoder makes of the texts as it is before any training, pooled so, from the cache."""
+        if self._lender is not None:
+            places = self._lender._places
+            return self._lender.frozen_texts(pool).of(np.array([places[id] for id in self.ids]))
         if pool not in self._cached:
             make = partial(
                 cached_texts,
@@ -260,7 +278,7 @@ class TrainingInputs:
                 self._texts,
                 self.ids,
                 text_cache(self.store.path, self._config.text_cache),
-                tokens=any(head_class(head).needs_tokens for head in self.heads),
+                tokens=self._config.freeze_text and any(head_class(head).needs_tokens for head in self.heads),
                 device=self.device,
                 autocast=self.autocast,
                 pool=pool,

@@ -48,7 +48,8 @@ def train_in_processes(
     A process that crashes takes its run with it and no other. When the iterator is closed all processes end, and
     finished epochs are kept. Raises UserError where none can be started.
     """
-    inputs.prepare()  # texts are encoded once, before all would
+    for job in jobs.values():
+        job.prepare(inputs)  # texts are encoded once, before all would
     with _Processes(inputs, jobs) as processes, _Board(inputs, jobs) as board:
         waiting = deque(jobs)
         while waiting or processes.running:
@@ -76,7 +77,7 @@ class _Board:
     """One line for all: how far the runs are that are under way."""
 
     def __init__(self, inputs: TrainingInputs, jobs: Mapping[int, Job]) -> None:
-        self._jobs, self._pairs = jobs, {key: job.config.epochs * len(inputs.train) for key, job in jobs.items()}
+        self._jobs, self._pairs = jobs, {key: job.config.epochs * job.pairs(inputs) for key, job in jobs.items()}
         self._at = dict.fromkeys(jobs, 0)
         self._epochs: dict[int, str] = {}  # of those under way
         self._progress = Progress(sum(self._pairs.values()), "pairs", f"{len(jobs)} runs")
@@ -88,7 +89,7 @@ class _Board:
             log.log(level, "%s", text)
         elif AT in message:
             self._epochs[key] = message[EPOCH]
-            self._count(key, message[AT])
+            self._count(key, round(message[AT] * self._pairs[key]))
 
     def end(self, key: int) -> None:
         """Count a run that ended as done, however it did."""

@@ -33,6 +33,7 @@ from frozenfusion.store.reader import FeatureStore
 from frozenfusion.training.config import TrainConfig
 from frozenfusion.training.inputs import TrainingInputs
 from frozenfusion.training.jobs import Failure, Job, Outcome, train_job
+from frozenfusion.training.more import MorePairs
 from frozenfusion.training.trackers import tracker_class
 from frozenfusion.utils.errors import UserError
 from frozenfusion.utils.interrupts import Terminated, interruptible
@@ -54,6 +55,7 @@ class Setup:
     config: TrainConfig
     heads: list[str]
     split: Split
+    more: MorePairs
     digest: str  # of what the pairs give to training
     plugins: list[tuple[str, str | None]]  # modules that the heads are from, each with its file
     threads: int
@@ -71,6 +73,7 @@ class Setup:
             inputs.config,
             heads,
             inputs.split,
+            inputs.more,
             inputs.digest,
             plugins=[(source["module"], source.get("file")) for source in sources if source],
             threads=torch.get_num_threads(),
@@ -87,7 +90,7 @@ class Setup:
         for module, file in self.plugins:
             import_again(module, file)
         log.setLevel(logging.ERROR)  # what else there is to say of the inputs the parent has said
-        inputs = TrainingInputs(self.pairs, self.store, self.config, self.heads, self.split)
+        inputs = TrainingInputs(self.pairs, self.store, self.config, self.heads, self.split, self.more)
         if inputs.digest != self.digest:
             raise UserError(
                 f"{self.pairs.source}: texts or features are not on {platform.node()} what they are where the command "
@@ -170,16 +173,16 @@ class _Teller(logging.Handler):
 
 
 class _Report(Progress):
-    """Tells the parent how far a training is, a few times a second."""
+    """Tells the parent which part of a training is done, a few times a second."""
 
     def __init__(self, say: _Sayer, total: int, unit: str, label: str = "", done: int = 0) -> None:
-        self._say, self._at, self._said = say, done, 0.0
+        self._say, self._total, self._at, self._said = say, total, done, 0.0
 
     def update(self, n: int = 1, **figures: float | str) -> None:
         self._at += n
         if time.monotonic() - self._said >= SECONDS_BETWEEN_REPORTS:
             self._said = time.monotonic()
-            self._say({AT: self._at, EPOCH: figures.get("epoch", "")})
+            self._say({AT: self._at / self._total, EPOCH: figures.get("epoch", "")})
 
     def close(self) -> None:
         pass

@@ -16,7 +16,7 @@ from frozenfusion.model.config import DEFAULT_WIDTH
 from frozenfusion.model.run_folder import RunFolder
 from frozenfusion.training.config import TrainConfig
 from frozenfusion.training.inputs import TrainingInputs
-from frozenfusion.training.run import train_run
+from frozenfusion.training.run import TrainedRun, finished_run, train_run
 from frozenfusion.training.trainer import Diverged
 from frozenfusion.utils import distributed
 from frozenfusion.utils.errors import UserError
@@ -31,6 +31,24 @@ class Job:
     head: str
     config: TrainConfig
     folder: RunFolder
+
+    def prepare(self, inputs: TrainingInputs) -> None:
+        """Make what several processes that train jobs would else make at once: cached texts."""
+        inputs.prepare()
+
+    def train(
+        self, inputs: TrainingInputs, *, talk: bool = False, progress: Callable[..., Progress] = Progress
+    ) -> TrainedRun:
+        """Train it, or resume it; `talk` and `progress` are as for `train_run`."""
+        return train_run(inputs, self.head, self.config, self.folder, talk=talk, progress=progress)
+
+    def finished(self, inputs: TrainingInputs) -> TrainedRun | None:
+        """What came out of it, where `train` would find nothing to do. Raises UserError as that does."""
+        return finished_run(inputs, self.head, self.config, self.folder)
+
+    def pairs(self, inputs: TrainingInputs) -> int:
+        """About how many pairs an epoch has."""
+        return len(inputs.train)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +94,7 @@ def train_job(inputs: TrainingInputs, job: Job, progress: Callable[..., Progress
     """
     try:
         distributed.by_first(job.folder.check_free)
-        train_run(inputs, job.head, job.config, job.folder, talk=False, progress=progress)
+        job.train(inputs, progress=progress)
     except Exception as error:
         if distributed.world() > 1 and not isinstance(error, Diverged):
             raise
@@ -95,7 +113,7 @@ def built_head(inputs: TrainingInputs, job: Job) -> FusionHead:
 
 
 def longest_first(inputs: TrainingInputs, jobs: Mapping[int, Job]) -> dict[int, Job]:
-    """The jobs in an order that leaves no process alone with a long one: most epochs of most parameters first.
+    """The jobs in an order that leaves no process alone with a long one: most steps of most parameters first.
 
     Of a head on cached vectors the optimiser's pass over its parameters is what a step takes longest for.
     """
@@ -105,4 +123,5 @@ def longest_first(inputs: TrainingInputs, jobs: Mapping[int, Job]) -> dict[int, 
             sizes[job.head] = 0
             with contextlib.suppress(Exception):  # of a head that cannot be built its own run will tell
                 sizes[job.head] = sum(parameter.numel() for parameter in built_head(inputs, job).parameters())
-    return dict(sorted(jobs.items(), key=lambda item: -sizes[item[1].head] * item[1].config.epochs))
+    pairs = {key: job.config.epochs * job.pairs(inputs) for key, job in jobs.items()}
+    return dict(sorted(jobs.items(), key=lambda item: -sizes[item[1].head] * pairs[item[0]]))

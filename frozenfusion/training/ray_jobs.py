@@ -47,7 +47,8 @@ def train_on_ray(
     fine_tuned = any("text" in head_class(job.head).uses and not job.config.freeze_text for job in jobs.values())
     with connected(cluster.address) as ray:
         room = room_for(ray, cluster.gpus_per_worker, setup.threads if fine_tuned else 1)
-        inputs.prepare()  # texts are encoded once, before all would
+        for job in jobs.values():
+            job.prepare(inputs)  # texts are encoded once, before all would
         task = ray.remote(num_cpus=room.cpus, num_gpus=room.gpus, max_retries=RETRIES)(train_there)
         shared, token = ray.put(pickle.dumps(setup)), secrets.token_hex(8)
         where = os.getcwd(), inputs.pairs.path, inputs.store.path
@@ -105,10 +106,11 @@ class _Board:
     """One line for all: how many epochs are in the run folders."""
 
     def __init__(self, inputs: TrainingInputs, jobs: Mapping[int, Job]) -> None:
-        self._jobs, self._of_epoch = dict(jobs), len(inputs.train)
+        self._jobs, self._pairs = dict(jobs), {key: job.pairs(inputs) for key, job in jobs.items()}
         self._at = {key: self._epochs(key) for key in jobs}
-        total, done = sum(job.config.epochs for job in jobs.values()), sum(self._at.values())
-        self._progress = Progress(total * self._of_epoch, "pairs", f"{len(jobs)} runs", done * self._of_epoch)
+        total = sum(job.config.epochs * self._pairs[key] for key, job in jobs.items())
+        done = sum(epochs * self._pairs[key] for key, epochs in self._at.items())
+        self._progress = Progress(total, "pairs", f"{len(jobs)} runs", done)
 
     def end(self, key: int) -> None:
         """Count a run that ended as done, however it did."""
@@ -127,7 +129,7 @@ class _Board:
     def _count(self, key: int, epochs: int) -> None:
         more = max(0, epochs - self._at[key])
         self._at[key] += more
-        self._progress.update(more * self._of_epoch, unfinished=f"{len(self._jobs):,} runs")
+        self._progress.update(more * self._pairs[key], unfinished=f"{len(self._jobs):,} runs")
 
     def __enter__(self) -> _Board:
         return self

@@ -24,7 +24,7 @@ from frozenfusion.training.job_processes import train_in_processes
 from frozenfusion.training.jobs import Failure, Job, Outcome, longest_first, train_job
 from frozenfusion.training.messages import seconds
 from frozenfusion.training.ray_jobs import train_on_ray
-from frozenfusion.training.run import TrainedRun, finished_run, read_run
+from frozenfusion.training.run import TrainedRun, read_run
 from frozenfusion.training.trackers import tracker_class
 from frozenfusion.utils import distributed
 from frozenfusion.utils.checks import config_of
@@ -155,7 +155,7 @@ def _finished(inputs: TrainingInputs, job: Job) -> Outcome | Literal[False]:
     """What became of a run that needs no training; False where it does."""
     try:
         job.folder.check_free()
-        return None if finished_run(inputs, job.head, job.config, job.folder) else False
+        return None if job.finished(inputs) else False
     except Exception as error:
         return Failure.of(error)
 
@@ -184,7 +184,7 @@ def _train(
 
 def _worth(inputs: TrainingInputs, jobs: Collection[Job]) -> int:
     """How many trainings at once are the fastest, as far as can be told beforehand."""
-    steps = sum(job.config.epochs * math.ceil(len(inputs.train) / job.config.batch_size) for job in jobs)
+    steps = sum(job.config.epochs * math.ceil(job.pairs(inputs) / job.config.batch_size) for job in jobs)
     if steps < WORTH_STEPS:
         return 1
     if inputs.device.type == "cuda" and inputs.device.index is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -167,6 +168,22 @@ def test_images_alone_and_texts_alone_are_labelled_too_and_their_labels_are_not_
     tiny.assert_same_tensors(run.folder / "model.safetensors", again.folder / "model.safetensors")
 
 
+@pytest.mark.parametrize("freeze_text", [False, True])
+def test_the_words_of_texts_stand_in_for_a_recurrent_encoder_until_it_is_trained(given, freeze_text: bool):
+    config = replace(given["config"], text_encoder="bigru", rnn_width=4, freeze_text=freeze_text, epochs=2)
+    few = {"config": config, "label_fraction": 0.2}
+    run = train(given, **few)
+    truth = {pair.id: tiny.LABELS[pair.label] for pair in given["pairs"]}
+    by_text = [line for line in pseudo(run) if line["teacher"] == "text" and line["round"] == "1"]
+    assert np.mean([truth[line["id"]] == line["label"] for line in by_text]) > 0.6
+    labelled = ff.Split.load(run.folder / "split.json").train
+    texts = {pair.id: pair.text for pair in given["pairs"]}
+    counts = Counter(word for id in [*labelled, *kept(run)] for word in texts[id].split())
+    model = ff.PairClassifier.from_pretrained(run)
+    assert {word for word in counts if counts[word] > 1} <= set(model.tokenizer.get_vocab())
+    assert train(given, **few) == run  # nothing to do
+
+
 def test_what_cannot_be_learned_from_is_told(given, world: Path, tmp_path: Path):
     with pytest.raises(ff.UserError, match=r"every pair has a label: give `unlabelled`, or hide some"):
         train(given, label_fraction=1.0)
@@ -216,7 +233,7 @@ def test_a_study_of_fractions_and_its_curve(world: Path, tmp_path: Path, capsys:
     flags = training.flags()
     flags[0] = str(world / "data" / "pairs.csv")
     assert train_command.main([*flags, "--joint", "self", "--rounds", "2", "--label-fraction", "0.3"]) == 0
-    names = {path.name for path in (tmp_path / "study").iterdir()}
+    names = {path.name for path in (tmp_path / "study").iterdir() if path.is_dir()}
     assert names == {f"concat-{how}-0.3-seed{seed}" for how in ("labels", "self") for seed in (0, 1)}
     first, second = (
         ff.Split.load(tmp_path / "study" / f"concat-self-0.3-seed{seed}" / "split.json") for seed in (0, 1)

@@ -174,17 +174,17 @@ def test_a_mistake_of_all_is_told_once(options: tiny.Training, tmp_path: Path) -
 
 
 def many(options: tiny.Training, folder: Path) -> list[Any]:
-    """A sweep, a tuning of which one trial fails, and joint learning."""
+    """A sweep, a tuning of which one trial fails, and a study of joint learning."""
     pairs = tiny.load_pairs(options.data)
     frozen = options.but(freeze_text=True, text_cache=str(folder / "texts")).config
     with distributed.joined():
         runs = ff.sweep(pairs, options.cache, ["concat", "text"], seeds=(1, 2), config=frozen, folder=folder / "sweep")
         grid = {"lr": [1e-3, 1e30]}
         tuned = ff.tune(pairs, options.cache, ["concat"], grid=grid, config=frozen, folder=folder / "tuned")
-        joint = {"joint": ff.JointConfig(joint="self", rounds=2), "label_fraction": 0.5}
-        taught = ff.train_jointly(pairs, options.cache, config=options.config, run=folder / "taught", **joint)
+        joint = {"joint": ff.JointConfig(joint="self", rounds=2), "fractions": [0.5]}
+        taught = ff.study_labels(pairs, options.cache, config=frozen, folder=folder / "taught", **joint)
         again = ff.sweep(pairs, options.cache, ["text"], seeds=(1, 2), config=frozen, folder=folder / "sweep")
-    return [*runs, *tuned, taught, *again]
+    return [*runs, *tuned, *taught, *again]
 
 
 def test_sweeps_tuning_and_joint_learning_train_each_run_with_all_processes(
@@ -192,7 +192,7 @@ def test_sweeps_tuning_and_joint_learning_train_each_run_with_all_processes(
 ) -> None:
     first, second = Launch(2, tmp_path / "out", many, options, tmp_path).results()
     assert first == second
-    assert [run.epochs for run in first] == [2] * 8
+    assert [run.epochs for run in first] == [2] * 9
     with (tmp_path / "sweep" / "sweep.csv").open(newline="") as file:
         assert [line["fusion"] for line in csv.DictReader(file)] == ["text", "text"]
     with (tmp_path / "tuned" / "tuning.csv").open(newline="") as file:
