@@ -29,7 +29,7 @@ class Inference:
     mean: Floats
     error: Floats  # standard error
     freedom: Floats  # degrees of freedom of the standard error
-    varies: NDArray[np.bool_]  # whether anything varied: else the standard error is a bound, not an estimate
+    varies: NDArray[np.bool_] | bool = True  # whether anything did: else the standard error is a bound, no estimate
 
     def interval(self, level: float = 0.95) -> tuple[Floats, Floats]:
         """The interval that holds what is estimated with this probability."""
@@ -68,7 +68,7 @@ def analyse(first: Floats, second: Floats | None = None) -> Inference:
     by_pair = first.mean(-2) - (0 if second is None else second.mean(-2))
     mean = np.asarray(by_pair.mean(-1), dtype=np.float64)
     if pairs < 2:
-        return Inference(mean, np.full_like(mean, np.inf), np.ones_like(mean), np.full_like(mean, True, dtype=bool))
+        return Inference(mean, np.full_like(mean, np.inf), np.ones_like(mean))
     of_these = by_pair.var(-1, ddof=1) / pairs  # the variance for these very trainings
     repeated = [head for head in heads if head.shape[-2] > 1]
     by_training = np.stack(
