@@ -190,7 +190,8 @@ def _trained(options: TrainOptions) -> str:
     single = len(options.fusion) == 1 and options.fusion != (ALL,) and len(options.seeds) < 2 and not tuned
     single &= len(options.label_fraction) < 2
     if options.ray is not None and single:
-        raise UsageError("`ray` trains the runs of several heads or seeds, or a `tune`: name them, or leave it out")
+        told = "`ray` trains the runs of several heads, seeds or label fractions, or a `tune`"
+        raise UsageError(f"{told}: name them, or leave it out")
     if single:
         by_first(RunFolder(options.run or default_folder(options.fusion[0])).check_free)
     pairs = options.load(options.data)

@@ -181,8 +181,8 @@ def _delimited(path: Path, columns: Mapping[str, str]) -> Rows:
             if not any(cells):
                 continue
             if not header:
-                _check_header(cells, source, delimiter)
                 header = [renamed(cell.strip().lower(), columns) for cell in cells]
+                _check_header(cells, header, source, delimiter)
                 require_columns(header, source, columns)
                 twice = [name for name in COLUMNS if header.count(name) > 1]
                 if twice:
@@ -195,13 +195,17 @@ def _delimited(path: Path, columns: Mapping[str, str]) -> Rows:
         raise UserError(f"{path}:{lines.line_num}: malformed line: {error}") from error
 
 
-def _check_header(cells: Sequence[str], source: str, delimiter: str) -> None:
-    """Raise UserError for a first line that has another delimiter than the file's name says, or that is a pair."""
+def _check_header(cells: Sequence[str], header: Sequence[str], source: str, delimiter: str) -> None:
+    """Raise UserError for a first line that has another delimiter than the file's name says, or that is a pair.
+
+    header: what its cells name.
+    """
     for other, told in {",": "commas", TAB: "tabs", ";": "semicolons", "|": "bars"}.items():
         if len(cells) == 1 and other != delimiter and other in cells[0]:
             mend = {",": "call it .csv", TAB: "call it .tsv"}.get(other, "save it with commas, or as .tsv with tabs")
             raise UserError(f"{source}: {told} stand between the columns: {mend}")
-    if any(suffix_of(cell) in IMAGE_SUFFIXES for cell in cells if len(cells) > 1):
+    is_pair = len(cells) > 1 and any(suffix_of(cell) in IMAGE_SUFFIXES for cell in cells)
+    if is_pair and not {*COLUMNS} & {*header}:
         first = first_few([printable(cell) for cell in cells])
         raise UserError(f"{source}: {first}: the first line is a pair: put the names of the columns above it")
 

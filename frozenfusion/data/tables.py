@@ -37,13 +37,13 @@ def table_rows(file: File, columns: Mapping[str, str], name: str | None = None, 
         require_columns([*schema, *(["id"] if holds_bytes else [])], str(file), columns)
         read = {role: field.name for role, field in schema.items() if role != "image" or not holds_bytes}
         classes = _class_names(table.schema, schema["label"].name) if "label" in schema else None
-        named = {field.name for field in schema.values()}
+        unread = set(table.names) - {*COLUMNS, *(field.name for field in schema.values())}
         prefix = name or PurePosixPath(file).stem
         for number, cells in enumerate(table.cells(list(read.values()), MAX_TABLE_BYTES)):
             source = f"{file}: row {number + 1}"
             row = {role: cells[column] for role, column in read.items()}
             if not number:
-                row |= dict.fromkeys(name for name in table.names if name not in named)
+                row |= dict.fromkeys(name for name in table.names if name in unread)
             if classes is not None:
                 row["label"] = _class(row["label"], classes, source)
             if holds_bytes:

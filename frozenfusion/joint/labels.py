@@ -80,13 +80,14 @@ def labelled_part(
 ) -> LabelledPart:
     """Part the pairs into those of which the label counts, and those that are to be labelled.
 
-    These are `unlabelled`, which are as `unlabelled_pairs` has them, and those of which the label is hidden.
+    These are `unlabelled`, which are as `unlabelled_pairs` has them (those of `pairs` are strict, whatever their names
+    say: both may be parts of one data set), and those of which the label is hidden.
     """
     drawn, hidden = draw_labels(split, pairs, fraction, seed)
-    bare = [pair for source in unlabelled if source.data == pairs.source for pair in source.pairs]
+    bare = [pair for source in unlabelled if source.strict for pair in source.pairs]
     own = sorted([*pairs.select(hidden), *bare], key=lambda pair: pair.id)
     pool = [Source(_without_labels(own), store, pairs.source)] if own else []
-    pool += [source for source in unlabelled if source.data != pairs.source]
+    pool += [source for source in unlabelled if not source.strict]
     truth = [-1 if pair.label is None else pair.label for pair in own]
     truth += [-1] * (sum(len(source.pairs) for source in pool) - len(own))
     return LabelledPart(drawn, pool, np.array(truth, dtype=np.int64))

@@ -349,7 +349,7 @@ def test_numbers_in_typed_manifests_stand_for_their_digits(tmp_path):
 
 
 def test_a_manifest_from_a_spreadsheet_is_read(tmp_path):
-    (tmp_path / "p.csv").write_bytes("\ufeffID,Text,Image,Note\r\n1,é,a.jpg,\r\n\r\n2,b,b.jpg,x\r\n".encode())
+    (tmp_path / "p.csv").write_bytes("\ufeffID,Text,Image,old.jpg\r\n1,é,a.jpg,\r\n\r\n2,b,b.jpg,x\r\n".encode())
     assert [pair.text for pair in load_pairs(tmp_path / "p.csv")] == ["é", "b"]
 
 

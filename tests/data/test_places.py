@@ -591,7 +591,8 @@ def test_shards_agree_wherever_the_data_is_mounted(tmp_path: Path, backbone: Bac
 )
 def test_columns_may_be_called_otherwise(tmp_path: Path, name: str, content: bytes | None):
     if content is None:
-        pq.write_table(pa.table({"id": ["1"], "caption": ["hello"], "img": ["1.png"]}), tmp_path / name)
+        columns = {"id": ["1"], "caption": ["hello"], "img": ["1.png"], "text": ["other"]}
+        pq.write_table(pa.table(columns), tmp_path / name)
     else:
         (tmp_path / name).write_bytes(content)
     (pair,) = ff.load_pairs(tmp_path / name, columns={"text": "caption", "image": "img"})

@@ -168,6 +168,17 @@ def test_images_alone_and_texts_alone_are_labelled_too_and_their_labels_are_not_
     tiny.assert_same_tensors(run.folder / "model.safetensors", again.folder / "model.safetensors")
 
 
+def test_two_parts_of_one_data_set_have_their_own_features(given, tmp_path: Path):
+    ids = given["pairs"].ids
+    parts = {"pairs": given["pairs"].subset(ids[:40]), "unlabelled": given["pairs"].subset(ids[40:])}
+    stores = {
+        "features": tiny.make_store(tmp_path / "features.h5", ids=ids[:40]),
+        "unlabelled_features": tiny.make_store(tmp_path / "more.h5", ids=ids[40:]),
+    }
+    run = train(given, **parts, **stores)
+    assert {line["id"] for line in pseudo(run)} & set(ids[40:])
+
+
 @pytest.mark.parametrize("freeze_text", [False, True])
 def test_the_words_of_texts_stand_in_for_a_recurrent_encoder_until_it_is_trained(given, freeze_text: bool):
     config = replace(given["config"], text_encoder="bigru", rnn_width=4, freeze_text=freeze_text, epochs=2)
