@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import codecs
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import write_manifest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from frozenfusion.data import listing, plain_rows, records
@@ -124,6 +125,7 @@ def outcome(path: Path, *, follow_links: bool) -> tuple[Any, ...]:
 def test_rows_in_blocks_mean_what_they_mean_one_by_one(
     tmp_path: Path, caplog, kind: str, odd: list[tuple[int, tuple[str, str]]], typed: bool
 ):
+    assume(sys.version_info >= (3, 11) or not any("\0" in cell for _, (_, cell) in odd))  # csv did not write it
     (tmp_path / "c").mkdir(exist_ok=True)
     (tmp_path / "c" / "d.jpg").write_text("in a file\n")
     plain = {"text": "x", "text_path": "", "image": "a b/c.jpg", "label": "a", "split": ""}
