@@ -128,6 +128,12 @@ class EvaluationInputs:
             notes.append("Temperatures were fitted on pairs that are among these: calibrated ECE is optimistic.")
         if len(self.scored) and not self.train.pairs:
             notes.append("No baselines: they are fitted on the run's train part, which is not in this data.")
+        first, *others = (run.folder.split.train for run in self.runs)
+        if self.train.pairs and any(train != first for train in others):
+            notes.append(
+                f"Not all runs learned from the same pairs: baselines, and what is said of the train part, are of the "
+                f"{len(self.train.pairs):,} labelled pairs of {self.runs[0].path}."
+            )
         if any(self.overlap):
             notes.append(
                 f"{self.overlap.texts:,} of the {n:,} {self.selection.name} pairs have a text, and "

@@ -253,7 +253,9 @@ def test_a_study_of_fractions_and_its_curve(world: Path, tmp_path: Path, capsys:
     assert first.train != second.train
     cache = ["--cache", str(world / "features.h5"), "--bootstrap", "100"]
     assert evaluate_command.main([str(tmp_path / "study"), flags[0], *cache, "--out", str(tmp_path / "out")]) == 0
-    assert "what labels are worth" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "what labels are worth" in told.out
+    assert "Not all runs learned from the same pairs: baselines" in told.out + told.err
     with (tmp_path / "out" / "label_curve.csv").open(newline="") as file:
         lines = {line["method"]: line for line in csv.DictReader(file)}
     assert lines.keys() == {"labels alone", "self"}
