@@ -16,7 +16,7 @@ from frozenfusion.data.views import PairView, ids_of
 from frozenfusion.evaluation.config import EvaluateConfig
 from frozenfusion.evaluation.probes import Labelled
 from frozenfusion.evaluation.runs import Run, find_runs
-from frozenfusion.evaluation.selection import Rows, labels_of, select_pairs
+from frozenfusion.evaluation.selection import Rows, model_labels, select_pairs
 from frozenfusion.store.command import extraction_command
 from frozenfusion.store.reader import FeatureStore
 from frozenfusion.store.status import OK
@@ -47,7 +47,7 @@ class EvaluationInputs:
             self._check(run)
         self.selection = select_pairs(pairs, self.runs, config.split)
         self.members = self.selection.members
-        self.labels: NDArray[np.int64] = labels_of(pairs, self.members.rows, self.label_names)
+        self.labels: NDArray[np.int64] = model_labels(pairs, self.members.rows, self.label_names)
         self._validations: dict[bytes, Labelled] = {}  # by the rows of their pairs
         if any(run.model.reads_image for run in self.runs):
             rows = store.require_rows(ids_of(self.members), pairs.source)
@@ -102,7 +102,7 @@ class EvaluationInputs:
         return rows[rows >= 0]
 
     def _labelled(self, rows: Rows) -> Labelled:
-        labels = labels_of(self.pairs, rows, self.label_names)
+        labels = model_labels(self.pairs, rows, self.label_names)
         keep = labels >= 0
         return Labelled(PairView(self.pairs.columns, rows[keep]), labels[keep])
 
@@ -128,11 +128,12 @@ class EvaluationInputs:
             notes.append("Temperatures were fitted on pairs that are among these: calibrated ECE is optimistic.")
         if len(self.scored) and not self.train.pairs:
             notes.append("No baselines: they are fitted on the run's train part, which is not in this data.")
-        first, *others = (run.folder.split.train for run in self.runs)
-        if self.train.pairs and any(train != first for train in others):
+        first, *others = self.runs
+        learned_from = first.folder.split.train
+        if self.train.pairs and any(run.folder.split.train != learned_from for run in others):
             notes.append(
                 f"Not all runs learned from the same pairs: baselines, and what is said of the train part, are of the "
-                f"{len(self.train.pairs):,} labelled pairs of {self.runs[0].path}."
+                f"{len(self.train.pairs):,} labelled pairs of {first.path}."
             )
         if any(self.overlap):
             notes.append(

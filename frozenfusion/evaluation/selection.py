@@ -89,7 +89,7 @@ def _unlabelled(pairs: Pairs) -> Rows:
     return rows
 
 
-def labels_of(pairs: Pairs, rows: Rows, label_names: Sequence[str]) -> NDArray[np.int64]:
+def model_labels(pairs: Pairs, rows: Rows, label_names: Sequence[str]) -> NDArray[np.int64]:
     """The labels (n,) of the pairs at some rows, in the model's own order of classes, -1 where there is none.
 
     Raises UserError for a class that the model does not know.

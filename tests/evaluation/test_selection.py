@@ -8,7 +8,7 @@ import pytest
 
 from frozenfusion.data.pairs import Pair, Pairs
 from frozenfusion.data.splits import Split
-from frozenfusion.evaluation.selection import labels_of, select_pairs
+from frozenfusion.evaluation.selection import model_labels, select_pairs
 from frozenfusion.utils.errors import UserError
 
 DATA = Path("data")
@@ -72,10 +72,10 @@ def test_labels_are_in_the_model_s_order_of_classes():
         {},
         {},
     )
-    np.testing.assert_array_equal(labels_of(found, np.arange(3), ("yes", "maybe", "no")), [2, 0, -1])
+    np.testing.assert_array_equal(model_labels(found, np.arange(3), ("yes", "maybe", "no")), [2, 0, -1])
 
 
 def test_a_class_that_the_model_does_not_know_is_an_error_only_where_it_occurs():
     with pytest.raises(UserError, match="the class 'yes', and the model knows good, bad"):
-        labels_of(pairs("a"), np.arange(1), ("good", "bad"))
-    np.testing.assert_array_equal(labels_of(pairs("a", label=1), np.arange(1), ("no", "good")), [0])
+        model_labels(pairs("a"), np.arange(1), ("good", "bad"))
+    np.testing.assert_array_equal(model_labels(pairs("a", label=1), np.arange(1), ("no", "good")), [0])
