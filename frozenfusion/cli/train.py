@@ -206,13 +206,13 @@ def _trained(options: TrainOptions) -> str:
     if tuned:
         return _tune(options, pairs, store, folder)
     runs = sweep(
-        *(pairs, store, options.fusion),
+        pairs,
+        store,
+        options.fusion,
         seeds=options.seeds,
         config=_config(options),
         folder=folder,
-        jobs=options.jobs,
-        ray=options.ray,
-        ray_gpus_per_worker=options.ray_gpus_per_worker,
+        **_where(options),
     )
     return _summary(runs, folder, store, options)
 
@@ -222,15 +222,15 @@ def _tune(options: TrainOptions, pairs: Pairs, store: FeatureStore, folder: Path
 
     search: dict[str, Any] = {"trials": options.tune} if options.tune else {"grid": parse_grid(options.grid)}
     runs = tune(
-        *(pairs, store, options.fusion),
+        pairs,
+        store,
+        options.fusion,
         **search,
         halving=options.halving,
         seeds=options.seeds,
         config=_config(options),
         folder=folder,
-        jobs=options.jobs,
-        ray=options.ray,
-        ray_gpus_per_worker=options.ray_gpus_per_worker,
+        **_where(options),
     )
     return f"{tuning_table(runs)}\n\n{_summary(runs, folder, store, options)}"
 
@@ -264,13 +264,17 @@ def _train_jointly(
     fractions = options.label_fraction or (1.0,)
     if not single:
         folder = options.run or DEFAULT_FOLDER
-        given |= {"fractions": fractions, "seeds": options.seeds, "folder": folder}
-        given |= {name: getattr(options, name) for name in ("jobs", "ray", "ray_gpus_per_worker")}
+        given |= {"fractions": fractions, "seeds": options.seeds, "folder": folder, **_where(options)}
         return study_labels(pairs, store, head, **given), folder
     own = dataclasses.replace(config, seed=options.seeds[0]) if options.seeds else config
     job = JointJob(head, own, RunFolder(options.run or default_folder(head)), joint, fractions[0])
     run = job.train(joint_inputs(pairs, store, head, **given), talk=True)
     return [run], run.folder
+
+
+def _where(options: TrainOptions) -> dict[str, Any]:
+    """How many runs are trained at once, or on which cluster, as every function that trains several takes it."""
+    return {name: getattr(options, name) for name in ("jobs", "ray", "ray_gpus_per_worker")}
 
 
 def _config(options: TrainOptions) -> TrainConfig:
